@@ -1,0 +1,77 @@
+# `make help` lists the targets. Every environment lives in a folder of its own and is rebuilt when its inputs change.
+
+PYTHON ?= python3
+PYTEST_ARGS ?=
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+
+DEMO := .venv-demo
+TEST := .venv-test
+PEFT018 := .venv-peft018
+NEMO := nemo-automodel==0.7.0
+# Installed by itself and first, so that what follows finds torch present and leaves its build (CPU or CUDA) as it is.
+TORCH := torch==2.13.0
+
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+.PHONY: help demo test test-tiny test-peft018 lint bench clean check-python
+
+help:  ## this list
+	@grep -E '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z0-9-]+):.*## /\1\t/' | expand -t 16
+
+demo: $(DEMO)/.installed  ## install what users get, then walk through the product
+	$(DEMO)/bin/python scripts/demo.py
+
+test: lint  ## format, lint, types, then every test, notebooks and docs included
+	$(TEST)/bin/python -m pytest $(PYTEST_ARGS)
+
+test-tiny: $(TEST)/.installed  ## the whole product in a few seconds
+	$(TEST)/bin/python -m pytest tests/test_tiny.py $(PYTEST_ARGS)
+
+test-peft018: $(PEFT018)/.installed  ## adapters against peft 0.18.1, which stores grouped experts another way
+	$(PEFT018)/bin/python -m pytest tests/peft018 $(PYTEST_ARGS)
+
+lint: $(TEST)/.installed  ## ruff (format and lint) and mypy
+	$(TEST)/bin/python -m ruff format --check .
+	$(TEST)/bin/python -m ruff check .
+	$(TEST)/bin/python -m mypy
+
+bench: $(TEST)/.installed  ## measure lazysd beside the alternatives
+	$(TEST)/bin/python benchmarks/run_all.py
+
+clean:  ## remove environments, caches and build output
+	rm -rf $(DEMO) $(TEST) $(PEFT018) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+check-python:
+	@command -v "$(PYTHON)" >/dev/null || { \
+	  echo "make: no '$(PYTHON)' found; install Python 3.11 or newer, or say which one: make PYTHON=python3.12 ..." >&2; exit 1; }
+	@"$(PYTHON)" -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
+	  echo "make: '$(PYTHON)' is $$("$(PYTHON)" --version 2>&1), lazysd needs 3.11 or newer:" \
+	    "make PYTHON=python3.12 ..." >&2; exit 1; }
+	@"$(PYTHON)" -c 'import venv, ensurepip' 2>/dev/null || { \
+	  echo "make: '$(PYTHON)' has no venv module; install it (Debian, Ubuntu: apt-get install" \
+	    "$$("$(PYTHON)" -c 'import sys; print("python%d.%d-venv" % sys.version_info[:2])'))" >&2; exit 1; }
+
+# An environment that still works is updated in place, which takes seconds; a missing or broken one is made anew.
+make_venv = @$(1)/bin/python -m pip --version >/dev/null 2>&1 || { \
+	echo "creating $(1) (downloads torch, a few minutes)"; "$(PYTHON)" -m venv --clear $(1); }
+
+$(DEMO)/.installed: pyproject.toml constraints.txt | check-python
+	$(call make_venv,$(DEMO))
+	$(DEMO)/bin/python -m pip install -q $(TORCH)
+	$(DEMO)/bin/python -m pip install -q -c constraints.txt -e .
+	@touch $@
+
+$(TEST)/.installed: pyproject.toml constraints.txt | check-python
+	$(call make_venv,$(TEST))
+	$(TEST)/bin/python -m pip install -q $(TORCH)
+	$(TEST)/bin/python -m pip install -q -c constraints.txt -e '.[test]'
+	$(TEST)/bin/python -m pip install -q --no-deps $(NEMO)
+	@touch $@
+
+$(PEFT018)/.installed: pyproject.toml requirements-peft018.txt | check-python
+	$(call make_venv,$(PEFT018))
+	$(PEFT018)/bin/python -m pip install -q $(TORCH)
+	$(PEFT018)/bin/python -m pip install -q -r requirements-peft018.txt
+	$(PEFT018)/bin/python -m pip install -q -c requirements-peft018.txt -e .
+	@touch $@
