@@ -1,0 +1,233 @@
+"""Writing a checkpoint folder so that it appears only when complete, and an interrupted run can go on.
+
+Everything is built in a hidden, locked sibling of the destination. A shard is preallocated, its data written first and
+its header last, then synced, renamed and noted in a journal with its checksum. One rename makes the result appear.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import json
+import os
+import shutil
+import threading
+import zlib
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from ..errors import LazysdError, NoSpaceError, OutputExistsError, ResumeMismatchError, WriteError
+
+JOURNAL = ".lazysd-journal.jsonl"
+_COPY_NBYTES = 1 << 20
+
+
+class OutputFolder:
+    """The destination while it is being made. Use as a context manager; `commit()` makes it appear."""
+
+    def __init__(self, dst: Path, digest: str, nbytes: int, overwrite: bool = False, resume: bool = True):
+        self.dst = Path(os.path.abspath(dst))
+        self.digest, self.nbytes, self.overwrite, self.resume = digest, nbytes, overwrite, resume
+        self.building = self.dst.with_name(f".{self.dst.name}.lazysd-partial")
+        self.old = self.dst.with_name(f".{self.dst.name}.lazysd-old")
+        self.finished: dict[str, dict[str, Any]] = {}  # shard -> its journal line
+        self._lock: int | None = None
+        self._journal_lock = threading.Lock()
+
+    def __enter__(self) -> OutputFolder:
+        if self.old.exists() and not self.dst.exists():  # killed between the two renames of an overwrite
+            os.rename(self.old, self.dst)
+        if os.path.lexists(self.dst) and not self.overwrite and not _is_empty_folder(self.dst):
+            raise OutputExistsError(
+                f"{self.dst} exists; choose another destination or pass overwrite=True (--overwrite)"
+            )
+        try:
+            self.dst.parent.mkdir(parents=True, exist_ok=True)
+            self.building.mkdir(exist_ok=True)
+            self._lock = os.open(self.building, os.O_RDONLY)
+        except OSError as error:
+            raise _named(error, self.building) from error
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            os.close(self._lock)
+            self._lock = None
+            raise OutputExistsError(f"another lazysd is writing {self.dst} right now; wait for it") from None
+        try:
+            self._take_over()
+            self._check_space()
+        except BaseException:
+            self._unlock()
+            raise
+        return self
+
+    def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
+        if self._lock is not None:
+            if not self.finished and self.building.exists():
+                shutil.rmtree(self.building, ignore_errors=True)  # nothing in it is worth resuming
+            self._unlock()
+        if isinstance(error, OSError) and not isinstance(error, LazysdError):
+            raise _named(error, self.building) from error
+
+    def _unlock(self) -> None:
+        if self._lock is not None:
+            os.close(self._lock)
+            self._lock = None
+
+    def _take_over(self) -> None:
+        """Keep what an interrupted run of the same plan finished and still holds intact; remove the rest."""
+        lines = []
+        journal = self.building / JOURNAL
+        if journal.exists():
+            lines = [line for line in map(_parse_line, journal.read_text("utf-8", "replace").splitlines()) if line]
+        if lines and self.resume:
+            if lines[0].get("plan") != self.digest:
+                raise ResumeMismatchError(
+                    f"{self.building} holds an unfinished run of another plan (other source, layout or options); "
+                    "repeat that run to finish it, or discard it with resume=False (--no-resume)"
+                )
+            for line in lines[1:]:
+                path = self.building / str(line.get("shard"))
+                if path.parent == self.building and path.is_file() and file_crc32(path) == line.get("crc32"):
+                    self.finished[path.name] = line
+        for entry in self.building.iterdir():
+            if entry.name not in self.finished:
+                shutil.rmtree(entry) if entry.is_dir() and not entry.is_symlink() else entry.unlink()
+        self._note({"plan": self.digest})
+        for line in self.finished.values():
+            self._note(line)
+
+    def _check_space(self) -> None:
+        kept = sum((self.building / name).stat().st_size for name in self.finished)
+        status = os.statvfs(self.building)
+        free, needed = status.f_bavail * status.f_frsize, self.nbytes - kept
+        if free < needed:
+            shutil.rmtree(self.building) if not self.finished else None
+            raise NoSpaceError(
+                errno.ENOSPC,
+                f"{self.dst.parent} has {free:,} bytes free, the result needs {needed:,} more; free some first",
+            )
+
+    def _note(self, line: dict[str, Any]) -> None:
+        with self._journal_lock, open(self.building / JOURNAL, "a", encoding="utf-8") as journal:
+            journal.write(json.dumps(line) + "\n")
+            journal.flush()
+            os.fsync(journal.fileno())
+
+    def open_shard(self, name: str, nbytes: int) -> int:
+        """A descriptor to write a shard through, its space allocated."""
+        fd = os.open(self.building / f"{name}.part", os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o666)
+        try:
+            os.posix_fallocate(fd, 0, nbytes)
+        except OSError as error:
+            if error.errno not in (errno.EOPNOTSUPP, errno.EINVAL, errno.ENOSYS):
+                os.close(fd)
+                raise
+            os.ftruncate(fd, nbytes)
+        return fd
+
+    def finish_shard(self, name: str, fd: int, header: bytes, crc: int, tensors: dict[str, int]) -> None:
+        """Write the header, make all of it durable, give the shard its name, note it and its checksums."""
+        write_all(fd, header, 0)
+        os.fsync(fd)
+        os.close(fd)
+        os.rename(self.building / f"{name}.part", self.building / name)
+        sync_folder(self.building)
+        line = {"shard": name, "crc32": crc, "tensors": tensors}
+        self._note(line)
+        self.finished[name] = line
+
+    def write_file(self, name: str, data: bytes) -> None:
+        """A small file, durable."""
+        with open(self.building / name, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+
+    def copy_files(self, files: Iterable[Path]) -> None:
+        """Side files, as they are; links are resolved."""
+        for path in files:
+            with open(path, "rb") as source, open(self.building / path.name, "wb") as copy:
+                shutil.copyfileobj(source, copy, _COPY_NBYTES)
+                copy.flush()
+                os.fsync(copy.fileno())
+
+    def commit(self) -> None:
+        """Make the result appear at the destination."""
+        (self.building / JOURNAL).unlink()
+        sync_folder(self.building)
+        replaced = self.overwrite and os.path.lexists(self.dst) and not _is_empty_folder(self.dst)
+        if replaced:
+            _remove(self.old)
+            os.rename(self.dst, self.old)
+        os.rename(self.building, self.dst)
+        sync_folder(self.dst.parent)
+        if replaced:
+            _remove(self.old)
+        self._unlock()
+
+
+def check_apart(dst: Path, root: Path | None, sources: Iterable[str]) -> None:
+    """Refuse a destination inside, over or around what is being read."""
+    target = os.path.realpath(dst)
+    places = [os.path.realpath(path) for path in sources]
+    for place in [*places, *([os.path.realpath(root)] if root else [])]:
+        if place == target or place.startswith(target + os.sep):
+            raise OutputExistsError(f"{dst} is, or holds, the source {place}; write to another folder")
+    if root and os.path.isdir(root) and target.startswith(os.path.realpath(root) + os.sep):
+        raise OutputExistsError(f"{dst} lies inside the source {root}; write to a folder outside of it")
+
+
+def write_all(fd: int, data: bytes | memoryview, offset: int) -> None:
+    """Write all of `data` at `offset`."""
+    view, done = memoryview(data), 0
+    while done < len(view):
+        done += os.pwrite(fd, view[done:], offset + done)
+
+
+def sync_folder(folder: Path) -> None:
+    """Make renames in a folder durable."""
+    fd = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
+def file_crc32(path: Path) -> int:
+    """CRC-32 of a whole file, in a megabyte of memory."""
+    crc, buffer = 0, bytearray(_COPY_NBYTES)
+    with open(path, "rb", buffering=0) as file:
+        while count := file.readinto(buffer):
+            crc = zlib.crc32(memoryview(buffer)[:count], crc)
+    return crc
+
+
+def _parse_line(line: str) -> dict[str, Any] | None:
+    """A journal line, None where a crash cut it short."""
+    try:
+        value = json.loads(line)
+    except ValueError:
+        return None
+    return value if isinstance(value, dict) else None
+
+
+def _is_empty_folder(path: Path) -> bool:
+    return path.is_dir() and not path.is_symlink() and not any(path.iterdir())
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    elif os.path.lexists(path):
+        path.unlink()
+
+
+def _named(error: OSError, place: Path) -> OSError:
+    """The error of ours for an error of the system."""
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return NoSpaceError(
+            error.errno, f"no space left while writing {place}; free some and run again to go on from there"
+        )
+    return WriteError(error.errno, f"cannot write {error.filename or place}: {error.strerror}")
