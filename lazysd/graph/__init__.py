@@ -1,0 +1,1 @@
+"""What a tensor is: immutable nodes, one frozen class per op, simplifications as the graph grows."""

@@ -1,0 +1,66 @@
+"""What every op is: the base classes, the request that walks down a graph, and the walk itself."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, ClassVar, NamedTuple
+
+from .boxes import Box, Dims
+
+if TYPE_CHECKING:
+    from .node import LazyTensor
+
+Inputs = Sequence["LazyTensor"]
+
+
+class Piece(NamedTuple):
+    """Fill part of a destination with a box of a node."""
+
+    node: LazyTensor
+    box: Box  # which elements of the node, one range an axis
+    offset: int  # where the box's first element goes, in elements of the destination's storage
+    strides: Dims  # how the destination advances along each axis of the box, in elements
+
+
+class Op(ABC):
+    """What a node does. `dims` and `code` below are shape and dtype, as in LazyTensor."""
+
+    is_view: ClassVar[bool] = False  # the same elements, all of them, in another order or shape
+
+    @abstractmethod
+    def infer(self, inputs: Inputs) -> tuple[Dims, str]:
+        """Shape and dtype of the result; ValueError, with both sides named, where the inputs do not fit."""
+
+    @abstractmethod
+    def describe(self, node: LazyTensor) -> str:
+        """A few words for repr()."""
+
+
+class Structural(Op):
+    """An op that only moves elements."""
+
+    @abstractmethod
+    def route(self, piece: Piece) -> Iterator[Piece]:
+        """The same request, on the inputs. Every element of the box is asked for exactly once."""
+
+
+class Leaf(Op):
+    """Where a walk ends: bytes of a file, a tensor in memory, a constant."""
+
+    def infer(self, inputs: Inputs) -> tuple[Dims, str]:
+        raise TypeError(f"{type(self).__name__} has no inputs; build the node with its shape and dtype")
+
+
+def pieces(node: LazyTensor, box: Box, offset: int, strides: Dims) -> Iterator[Piece]:
+    """Follow a request through structural ops down to leaves and computed nodes. Iterative; reads nothing."""
+    stack = [Piece(node, box, offset, strides)]
+    while stack:
+        piece = stack.pop()
+        if not all(piece.box):
+            continue
+        op = piece.node.op
+        if isinstance(op, Structural):
+            stack.extend(reversed(list(op.route(piece))))
+        else:
+            yield piece

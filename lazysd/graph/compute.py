@@ -1,0 +1,192 @@
+"""Computing ops: they change values. Each says which boxes of its inputs a box of the result needs, and computes it.
+
+The mover gives them their operands in scratch tiles and a destination to write; nothing here reads or allocates more
+than the tile's own size. `lossy` names what cannot be undone; plans and command lines show it.
+"""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from .. import dtypes
+from ..errors import LayoutError
+from .base import Inputs, Op
+from .boxes import Box, Dims
+
+if TYPE_CHECKING:
+    import torch
+
+    from .node import LazyTensor
+
+FLOATS = ("F8_E8M0", "F8_E4M3", "F8_E5M2", "F16", "BF16", "F32", "F64")
+# Which float types hold every value of which others (range and precision both).
+_WIDER = {"F16": ("F32", "F64"), "BF16": ("F32", "F64"), "F32": ("F64",)}
+_WIDER |= {"F8_E4M3": ("F16", "BF16", "F32", "F64"), "F8_E5M2": ("F16", "BF16", "F32", "F64")}
+_WIDER |= {"F8_E8M0": ("BF16", "F32", "F64")}
+
+
+class Computed(Op):
+    """An op whose result has to be calculated, tile by tile."""
+
+    align: int = 1  # tiles are cut at multiples of this many indices where possible
+
+    @abstractmethod
+    def operands(self, node: LazyTensor, box: Box) -> list[tuple[LazyTensor, Box]]:
+        """The input boxes that a box of the result needs."""
+
+    @abstractmethod
+    def compute(self, target: torch.Tensor, operands: list[torch.Tensor], box: Box) -> None:
+        """Write the box into `target` (any strides), given dense operands in the order of `operands()`."""
+
+    def lossy(self, node: LazyTensor) -> str | None:
+        """What is lost for good, in a few words; None where the step can be undone exactly."""
+        return None
+
+
+@dataclass(frozen=True, slots=True)
+class Cast(Computed):
+    """The same values in another dtype, rounded as torch rounds."""
+
+    code: str
+
+    def infer(self, inputs: Inputs) -> tuple[Dims, str]:
+        return inputs[0].dims, self.code
+
+    def operands(self, node: LazyTensor, box: Box) -> list[tuple[LazyTensor, Box]]:
+        return [(node.inputs[0], box)]
+
+    def compute(self, target: torch.Tensor, operands: list[torch.Tensor], box: Box) -> None:
+        target.copy_(operands[0])
+
+    def lossy(self, node: LazyTensor) -> str | None:
+        source = node.inputs[0].code
+        if self.code in _WIDER.get(source, ()):
+            return None
+        return f"cast {dtypes.DTYPES[source].label} -> {dtypes.DTYPES[self.code].label}"
+
+    def describe(self, node: LazyTensor) -> str:
+        return f"cast from {dtypes.DTYPES[node.inputs[0].code].label}"
+
+
+def block_counts(dims: Dims, block: tuple[int, int]) -> Dims:
+    """Shape of the scales of a block-quantised tensor: the last two axes in blocks, the last block may be short."""
+    return (*dims[:-2], -(-dims[-2] // block[0]), -(-dims[-1] // block[1]))
+
+
+@dataclass(frozen=True, slots=True)
+class Dequantize(Computed):
+    """Block-quantised weight (..., R, C) times its scales (..., ceil(R/rows), ceil(C/columns)), in float32, then cast.
+
+    Source: DeepSeek-V3 / Qwen3 FP8 checkpoints, `weight` and `weight_scale_inv`, `weight_block_size` in config.json.
+    """
+
+    block: tuple[int, int]
+    code: str
+
+    @property
+    def align(self) -> int:  # type: ignore[override]
+        return self.block[0]
+
+    def infer(self, inputs: Inputs) -> tuple[Dims, str]:
+        weight, scale = inputs
+        if weight.ndim < 2 or scale.dims != block_counts(weight.dims, self.block):
+            expected = list(block_counts(weight.dims, self.block)) if weight.ndim >= 2 else "a matrix"
+            raise ValueError(
+                f"weight {list(weight.dims)} in blocks of {list(self.block)} needs scales {expected}, "
+                f"got {list(scale.dims)}"
+            )
+        return weight.dims, self.code
+
+    def operands(self, node: LazyTensor, box: Box) -> list[tuple[LazyTensor, Box]]:
+        weight, scale = node.inputs
+        blocks = tuple(
+            range(axis[0] // size, axis[-1] // size + 1) for axis, size in zip(box[-2:], self.block, strict=True)
+        )
+        return [(weight, box), (scale, box[:-2] + blocks)]
+
+    def compute(self, target: torch.Tensor, operands: list[torch.Tensor], box: Box) -> None:
+        import torch
+
+        weight, scale = operands
+        factors = scale.float()
+        for dim, axis, size in zip((-2, -1), box[-2:], self.block, strict=True):
+            which = torch.tensor([at // size - axis[0] // size for at in axis], device=factors.device)
+            factors = factors.index_select(dim % factors.dim(), which)
+        target.copy_(weight.float() * factors)
+
+    def lossy(self, node: LazyTensor) -> str | None:
+        return f"dequantise {dtypes.DTYPES[node.inputs[0].code].label} -> {dtypes.DTYPES[self.code].label}"
+
+    def describe(self, node: LazyTensor) -> str:
+        return f"dequantised in blocks of {self.block[0]} x {self.block[1]}"
+
+
+@dataclass(frozen=True, slots=True)
+class AddMatmul(Computed):
+    """base (..., M, N) + scale * A (..., M, r) @ B (..., r, N), in float32, rounded once to the base's dtype.
+
+    Source: the LoRA update, W + scale * B A; here in the orientation of the operands given.
+    """
+
+    scale: float
+
+    def infer(self, inputs: Inputs) -> tuple[Dims, str]:
+        base, a, b = inputs
+        if a.dims[:-1] != base.dims[:-1] or b.dims != (*base.dims[:-2], a.dims[-1], base.dims[-1]):
+            raise ValueError(f"cannot add {list(a.dims)} @ {list(b.dims)} to {list(base.dims)}")
+        return base.dims, base.code
+
+    def operands(self, node: LazyTensor, box: Box) -> list[tuple[LazyTensor, Box]]:
+        base, a, b = node.inputs
+        rank = range(a.dims[-1])
+        return [(base, box), (a, (*box[:-1], rank)), (b, (*box[:-2], rank, box[-1]))]
+
+    def compute(self, target: torch.Tensor, operands: list[torch.Tensor], box: Box) -> None:
+        base, a, b = operands
+        target.copy_(base.float() + (a.float() @ b.float()) * self.scale)
+
+    def lossy(self, node: LazyTensor) -> str | None:
+        return "merge of a LoRA update"
+
+    def describe(self, node: LazyTensor) -> str:
+        return f"merged with rank {node.inputs[1].dims[-1]}, scale {self.scale:g}"
+
+
+@dataclass(frozen=True, slots=True)
+class Agree(Computed):
+    """The first input, once it is known that the others hold the same bits. What differs is found as it is read.
+
+    Formats that keep one tensor in several places (gate and up with one lora_A) are read through this.
+    """
+
+    names: tuple[str, ...]  # of the inputs, for the error
+
+    def infer(self, inputs: Inputs) -> tuple[Dims, str]:
+        first = inputs[0]
+        for name, other in zip(self.names, inputs, strict=True):
+            if other.dims != first.dims or other.code != first.code:
+                raise ValueError(
+                    f"{name} is {other.code}{list(other.dims)}, {self.names[0]} is {first.code}{list(first.dims)}"
+                )
+        return first.dims, first.code
+
+    def operands(self, node: LazyTensor, box: Box) -> list[tuple[LazyTensor, Box]]:
+        return [(part, box) for part in node.inputs]
+
+    def compute(self, target: torch.Tensor, operands: list[torch.Tensor], box: Box) -> None:
+        import torch
+
+        bits = dtypes.bits_dtype(dtypes.from_torch(target.dtype))
+        first, *others = (operand.view(bits) for operand in operands)
+        for name, other in zip(self.names[1:], others, strict=True):
+            if not torch.equal(first, other):
+                raise LayoutError(
+                    f"{self.names[0]} and {name} differ, but the layout asked for keeps one tensor for both; "
+                    "keep both, exactly, at twice the rank: convert(..., merge_rank=True), --merge-rank"
+                )
+        target.view(bits).copy_(first)
+
+    def describe(self, node: LazyTensor) -> str:
+        return f"{len(node.inputs)} equal tensors"
