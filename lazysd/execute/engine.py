@@ -1,0 +1,141 @@
+"""What LazyTensor's methods do: materialise, list reads. Imported by the package and handed down to the graph."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from typing import TYPE_CHECKING, Any
+
+from .. import dtypes
+from ..graph.base import Piece, pieces
+from ..graph.boxes import box_dims, full_box, row_major, tiles
+from ..graph.compute import Computed
+from ..graph.indexing import index
+from ..graph.leaves import FileRange
+from ..graph.methods import cast
+from ..graph.node import LazyTensor
+from . import workers
+from .blocks import HOST_BLOCK_NBYTES, byte_ranges
+from .tiling import tile_limit
+
+if TYPE_CHECKING:
+    import torch
+
+FILLED_DEVICES = ("cpu", "cuda", "meta")  # others get a host tensor, moved by torch
+TILE_NBYTES = 16 << 20  # of a result that threads share out among themselves
+PARALLEL_MIN_NBYTES = 32 << 20
+
+
+def source_ranges(wanted: Iterable[Piece], exact: bool = False) -> Iterator[tuple[FileRange, int, int]]:
+    """(leaf, offset in the file, nbytes) of every read that filling the pieces takes, in order. Reads nothing."""
+    stack = list(wanted)
+    while stack:
+        piece = stack.pop()
+        op = piece.node.op
+        if isinstance(op, FileRange):
+            dims, itemsize = piece.node.dims, piece.node.itemsize
+            for offset, nbytes in byte_ranges(piece.box, dims, itemsize, HOST_BLOCK_NBYTES, exact):
+                yield op, op.offset + offset, nbytes
+        elif isinstance(op, Computed):
+            for node, box in op.operands(piece.node, piece.box):
+                stack.extend(pieces(node, box, 0, row_major(box_dims(box))))
+
+
+def reads(node: LazyTensor) -> list[tuple[str, int, int]]:
+    """The byte ranges behind a node, merged and sorted: (file, offset, nbytes)."""
+    wanted = pieces(node, full_box(node.dims), 0, row_major(node.dims))
+    found = sorted((leaf.file.path, start, start + size) for leaf, start, size in source_ranges(wanted))
+    merged: list[tuple[str, int, int]] = []
+    for path, start, stop in found:
+        if merged and merged[-1][0] == path and start <= merged[-1][2]:
+            merged[-1] = (path, merged[-1][1], max(stop, merged[-1][2]))
+        else:
+            merged.append((path, start, stop))
+    return [(path, start, stop - start) for path, start, stop in merged]
+
+
+def mapped(node: LazyTensor) -> torch.Tensor | None:
+    """A zero-copy view of a plain tensor's bytes, where its file is mapped and its offset suits the dtype."""
+    import torch
+
+    if not isinstance(node.op, FileRange) or node.op.offset % node.itemsize:
+        return None
+    view = node.op.file.view(node.op.offset, node.nbytes)
+    return None if view is None else torch.frombuffer(view, dtype=dtypes.to_torch(node.code)).view(node.dims)
+
+
+def materialize(node: LazyTensor, device: Any, dtype: Any, out: Any) -> torch.Tensor:
+    """See LazyTensor.materialize."""
+    import torch
+
+    if out is not None:
+        from .target import fill_target
+
+        fill_target(out, node)
+        return out  # type: ignore[no-any-return]
+    from .allocate import empty
+
+    wanted = node if dtype is None else cast(node, dtypes.from_torch(dtype))
+    place = torch.device(device)
+    if place.type not in FILLED_DEVICES:
+        return materialize(wanted, "cpu", None, None).to(place)
+    if place.type == "cpu" and (view := mapped(wanted)) is not None:
+        return view
+    result = empty(wanted.dims, wanted.dtype, place)
+    fill_into(wanted, result)
+    return result
+
+
+def fill_into(node: LazyTensor, target: torch.Tensor) -> None:
+    """Fill `target` with the whole node; large results on the CPU are shared out over threads, tile by tile."""
+    fill_all([(node, target)])
+
+
+def fill_all(wanted: Sequence[tuple[LazyTensor, torch.Tensor]]) -> None:
+    """Fill each target with its node; where that is much work on the CPU, threads share it, tile by tile."""
+    from .fill import fill_node
+
+    crew = workers.default_workers()
+    on_cpu = all(target.device.type == "cpu" for _, target in wanted)
+    if crew == 1 or not on_cpu or sum(node.nbytes for node, _ in wanted) < PARALLEL_MIN_NBYTES:
+        for node, target in wanted:
+            fill_node(target, node)
+        return
+
+    def work(job: tuple[LazyTensor, torch.Tensor, Any]) -> None:
+        node, target, box = job
+        strides = target.stride()
+        offset = sum(axis.start * stride for axis, stride in zip(box, strides, strict=True))
+        fill_node(target.as_strided(box_dims(box), strides, target.storage_offset() + offset), node, box)
+
+    def jobs() -> Iterator[tuple[LazyTensor, torch.Tensor, Any]]:
+        for node, target in wanted:
+            whole = full_box(node.dims)
+            for box in tiles(whole, node.itemsize, tile_limit(node, whole, TILE_NBYTES, node.nbytes)):
+                yield node, target, box
+
+    workers.run(jobs(), work, crew)
+
+
+def method(node: LazyTensor, name: str) -> Any:
+    from . import interop
+
+    return interop.method(node, name)
+
+
+def torch_function(func: Any, types: Any, args: Any, kwargs: Any) -> Any:
+    from . import interop
+
+    return interop.torch_function(func, types, args, kwargs)
+
+
+__all__ = [
+    "fill_all",
+    "fill_into",
+    "index",
+    "mapped",
+    "materialize",
+    "method",
+    "reads",
+    "source_ranges",
+    "torch_function",
+]

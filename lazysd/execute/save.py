@@ -1,0 +1,219 @@
+"""Carry out a plan: workers fill buffers and write them where they belong; the writer makes it durable and visible."""
+
+from __future__ import annotations
+
+import json
+import os
+import threading
+import zlib
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import torch
+
+from .. import dtypes
+from .._version import __version__
+from ..storage import crc
+from ..storage.index import format_index
+from ..storage.writer import OutputFolder, check_apart, write_all
+from . import workers
+from .fill import fill
+from .jobs import Job, Shard, digest
+from .plan import Plan
+from .progress import reporter
+
+if TYPE_CHECKING:
+    from ..checkpoint import Checkpoint
+
+MANIFEST = "lazysd.manifest.json"
+_ENTRY_NBYTES = 400  # of a tensor's line in manifest and index, generously
+_buffers = threading.local()
+
+
+class Share(NamedTuple):
+    """Which of several processes this one is; shards are dealt out in turn."""
+
+    rank: int
+    world_size: int
+
+
+class _Open:
+    """A shard being written."""
+
+    def __init__(self, shard: Shard, jobs_left: int, fd: int):
+        self.shard, self.jobs_left, self.fd = shard, jobs_left, fd
+        self.checksums: dict[int, tuple[int, int]] = {}  # offset in the file -> (nbytes, crc32)
+
+
+class Save:
+    """One run of a plan. Thread-safe where workers meet: opening and finishing shards, counting progress."""
+
+    def __init__(self, plan: Plan, folder: OutputFolder, report: Callable[[int, int], None], share: Share):
+        self.plan, self.folder, self.report = plan, folder, report
+        self.shards = [n for n in range(len(plan.shards)) if n % share.world_size == share.rank]
+        self.lock = threading.Lock()
+        self.writing = threading.Lock()
+        self.open: dict[int, _Open] = {}
+        self.total_nbytes = sum(target.node.nbytes for n in self.shards for target in plan.shards[n].targets)
+        self.done_nbytes = 0
+
+    def run(self) -> None:
+        skip = frozenset(shard.name for shard in self.plan.shards if shard.name in self.folder.finished)
+        for shard in (self.plan.shards[number] for number in self.shards):
+            if shard.name in skip:
+                self._advance(shard.nbytes - len(shard.header))
+        try:
+            workers.run(self._numbered(skip), self._work, self.plan.workers)
+        finally:
+            _buffers.held = None
+            for opened in self.open.values():
+                os.close(opened.fd)
+
+    def _numbered(self, skip: frozenset[str]) -> Any:
+        """Jobs, each with its shard opened; a shard's jobs are counted so that the last one finishes it."""
+        for number in self.shards:
+            shard = self.plan.shards[number]
+            if shard.name in skip:
+                continue
+            jobs = list(self.plan.jobs_of(number))
+            opened = _Open(shard, len(jobs), self.folder.open_shard(shard.name, shard.nbytes))
+            with self.lock:
+                self.open[number] = opened
+            if not jobs:
+                self._finish(number, opened)
+            yield from jobs
+
+    def _work(self, job: Job) -> None:
+        buffer = _buffer(job.nbytes)
+        if job.nbytes:
+            fill(buffer.view(dtypes.to_torch(job.parts[0].target.node.code)), job.wanted(), exact=True)
+        view = memoryview(_array(buffer))
+        opened, at = self.open[job.shard], 0
+        sums = []
+        for part in job.parts:
+            sums.append((job.offset + at, part.nbytes, zlib.crc32(view[at : at + part.nbytes])))
+            at += part.nbytes
+        with self.writing:  # the kernel lets one writer into a file at a time; waiting here leaves it uncontended
+            write_all(opened.fd, view, job.offset)
+            start_writeback(opened.fd, job.offset, job.nbytes)
+        with self.lock:
+            for offset, nbytes, checksum in sums:
+                if nbytes:
+                    opened.checksums[offset] = (nbytes, checksum)
+            opened.jobs_left -= 1
+            last = opened.jobs_left == 0
+        if last:
+            self._finish(job.shard, opened)
+        self._advance(job.nbytes)
+
+    def _finish(self, number: int, opened: _Open) -> None:
+        """Put the parts' checksums together and hand the shard over."""
+        shard = opened.shard
+        tensors: dict[str, int] = {}
+        whole = zlib.crc32(shard.header)
+        for target in shard.targets:
+            at, end, total = target.offset, target.offset + target.node.nbytes, 0
+            while at < end:
+                nbytes, checksum = opened.checksums[at]
+                total = crc.combine(total, checksum, nbytes)
+                at += nbytes
+            tensors[target.key] = total
+            whole = crc.combine(whole, total, target.node.nbytes)
+        with self.lock:
+            del self.open[number]
+        self.folder.finish_shard(shard.name, opened.fd, shard.header, whole, tensors)
+
+    def _advance(self, nbytes: int) -> None:
+        with self.lock:
+            self.done_nbytes += nbytes
+            self.report(self.done_nbytes, self.total_nbytes)
+
+
+def _buffer(nbytes: int) -> torch.Tensor:
+    """This thread's output buffer."""
+    held: torch.Tensor | None = getattr(_buffers, "held", None)
+    if held is None or len(held) < nbytes:
+        _buffers.held = None  # the old one goes before the new one comes
+        held = _buffers.held = torch.empty(nbytes, dtype=torch.uint8)
+    return held[:nbytes]
+
+
+def _array(buffer: torch.Tensor) -> Any:
+    return buffer.numpy()
+
+
+def start_writeback(fd: int, offset: int, nbytes: int) -> None:
+    """Have the kernel begin writing what was just written, so that the sync at the end finds little to do."""
+    os.posix_fadvise(fd, offset, nbytes, os.POSIX_FADV_DONTNEED)
+
+
+def save(
+    checkpoint: Checkpoint,
+    plan: Plan,
+    dst: str | os.PathLike[str],
+    overwrite: bool = False,
+    resume: bool = True,
+    progress: Any = None,
+) -> None:
+    """Write what `plan` lays out to folder `dst`. See Checkpoint.save."""
+    place = Path(os.path.expanduser(os.fsdecode(dst)))
+    with output_folder(checkpoint, plan, place, overwrite, resume) as folder, reporter(progress) as report:
+        Save(plan, folder, report, Share(0, 1)).run()
+        finish(checkpoint, plan, folder)
+
+
+def output_folder(checkpoint: Checkpoint, plan: Plan, dst: Path, overwrite: bool, resume: bool) -> OutputFolder:
+    """The folder a plan is written to, once it is sure that it does not touch the source."""
+    check_apart(dst, checkpoint.path, (file.path for file in checkpoint.files))
+    sides = sum(path.stat().st_size for path in _side_files(checkpoint, plan))
+    nbytes = plan.write_nbytes + sides + _ENTRY_NBYTES * plan.num_tensors
+    return OutputFolder(dst, digest(plan.shards), nbytes, overwrite, resume)
+
+
+def finish(checkpoint: Checkpoint, plan: Plan, folder: OutputFolder) -> None:
+    """All shards are there: check the sources once more, write what stands beside the shards, make it appear."""
+    for file in checkpoint.files:
+        file.check_unchanged()
+    folder.copy_files(_side_files(checkpoint, plan))
+    for name, content in checkpoint.json_files.items():
+        folder.write_file(name, (json.dumps(content, indent=2, ensure_ascii=False) + "\n").encode())
+    folder.write_file(MANIFEST, _manifest(checkpoint, plan, folder))
+    if len(plan.shards) > 1:
+        weight_map = {target.key: shard.name for shard in plan.shards for target in shard.targets}
+        num_parameters = sum(target.node.numel() for shard in plan.shards for target in shard.targets)
+        stem = plan.shards[0].name.split("-00001-of-")[0]
+        index = format_index(weight_map, plan.tensor_nbytes, num_parameters)
+        folder.write_file(f"{stem}.safetensors.index.json", index)
+    folder.commit()
+
+
+def _side_files(checkpoint: Checkpoint, plan: Plan) -> list[Path]:
+    """Files to copy: those beside the source that the save does not write itself."""
+    written = {shard.name for shard in plan.shards} | {MANIFEST, *checkpoint.json_files}
+    return [path for path in checkpoint.side_files if path.name not in written]
+
+
+def _manifest(checkpoint: Checkpoint, plan: Plan, folder: OutputFolder) -> bytes:
+    """What was written: every tensor's place and checksum, the plan's fingerprint, the versions."""
+    tensors = {
+        target.key: {
+            "dtype": target.node.code,
+            "shape": list(target.node.dims),
+            "shard": shard.name,
+            "crc32": f"{folder.finished[shard.name]['tensors'][target.key]:08x}",
+        }
+        for shard in plan.shards
+        for target in shard.targets
+    }
+    content = {
+        "lazysd": __version__,
+        "torch": str(torch.__version__),
+        "layout": checkpoint.layout,
+        "family": checkpoint.family,
+        "plan": folder.digest,
+        "lossy": list(plan.lossy),
+        "shards": {shard.name: f"{folder.finished[shard.name]['crc32']:08x}" for shard in plan.shards},
+        "tensors": tensors,
+    }
+    return (json.dumps(content, indent=1) + "\n").encode()
