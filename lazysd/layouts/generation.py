@@ -1,0 +1,104 @@
+"""Which PEFT wrote a ParamWrapper adapter. Both generations use the same keys, and sometimes the same shapes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from ..errors import LayoutError
+from ..graph.node import LazyTensor
+from .adapter import AdapterConfig, parameter_name
+from .converting import NO_ADAPTER, wrapped_modules
+from .lora import GENERATIONS
+from .rule import Layout, LoraNames
+
+
+def decide(
+    rivals: list[Layout],
+    tensors: Mapping[str, LazyTensor],
+    adapter: AdapterConfig | None,
+    config: Mapping[str, object] | None,
+) -> Layout:
+    """The one generation that the evidence names.
+
+    Evidence: peft_version, NeMo's stamp, and shapes (a file has one generation, one hidden size and one intermediate
+    size, so two wrapped parameters of a gated expert always decide).
+
+    Raises LayoutError where pieces of evidence disagree, or where there is none: it is never guessed.
+    """
+    adapter = adapter or NO_ADAPTER
+    evidence = adapter.generations()
+    names = rivals[0].lora
+    if names is not None:
+        fitting = [layout for layout in rivals if fits(layout.name, tensors, names, adapter, config)]
+        if not fitting:
+            raise LayoutError(
+                "the shapes of the experts' lora_A and lora_B fit no generation of PEFT: hidden and intermediate sizes "
+                "come out differently for gate_up_proj and down_proj, or other than config.json states"
+            )
+        if len(fitting) == 1:
+            evidence["the shapes of lora_A and lora_B"] = fitting[0].name
+    found = set(evidence.values())
+    if len(found) > 1:
+        shown = "; ".join(f"{what} says {name}" for what, name in evidence.items())
+        raise LayoutError(f"evidence of the adapter's PEFT generation disagrees: {shown}; correct the wrong file")
+    if not found:
+        choices = " or ".join(f"--from {layout.name}" for layout in rivals)
+        raise LayoutError(
+            "this adapter may be of PEFT up to 0.19.0 or of a later one, which store the factors of expert weights the "
+            "other way round; nothing in it says which (no peft_version in adapter_config.json, no paramwrapper_layout "
+            f"in automodel_peft_config.json, shapes that fit both): state it, {choices} (source= in Python)"
+        )
+    return next(layout for layout in rivals if layout.name in found)
+
+
+def check_stated(
+    layout: Layout,
+    tensors: Mapping[str, LazyTensor],
+    adapter: AdapterConfig | None = None,
+    config: Mapping[str, object] | None = None,
+) -> None:
+    """Raise LayoutError where evidence speaks against a generation that the caller states."""
+    adapter = adapter or NO_ADAPTER
+    names = layout.lora
+    if names is None or layout.name not in GENERATIONS or not wrapped_modules(tensors, names):
+        return
+    for what, name in adapter.generations().items():
+        if name != layout.name:
+            raise LayoutError(f"layout {layout.name!r} was stated, but {what} says {name}; correct the wrong one")
+    if not fits(layout.name, tensors, names, adapter, config):
+        raise LayoutError(
+            f"layout {layout.name!r} was stated, but the shapes of the experts' lora_A and lora_B forbid it"
+        )
+
+
+def fits(
+    generation: str,
+    tensors: Mapping[str, LazyTensor],
+    names: LoraNames,
+    adapter: AdapterConfig,
+    config: Mapping[str, object] | None,
+) -> bool:
+    """Whether one hidden size H and one intermediate size I explain every shape in this generation."""
+    nested = config.get("text_config") if config else None
+    tables = [table for table in (config, nested) if isinstance(table, Mapping)]
+    width = 2 if names.gated else 1
+    hidden = {table["hidden_size"] for table in tables if isinstance(table.get("hidden_size"), int)}
+    wide = {width * t["moe_intermediate_size"] for t in tables if isinstance(t.get("moe_intermediate_size"), int)}
+    swapped = generation == "peft-0.19"  # lora_A holds what goes in, lora_B what comes out
+    for module, ends in wrapped_modules(tensors, names).items():
+        nested_keys = any(end.startswith("base_layer.") for end in ends)
+        path = parameter_name(module) + "."
+        for start in ("base_layer.", ""):
+            a, b = (tensors.get(f"{module}.{start}lora_{letter}.weight") for letter in "AB")
+            if a is None or b is None or a.ndim != 2 or b.ndim != 2:
+                continue
+            incoming, outgoing = (a.dims[1], b.dims[0]) if swapped else (b.dims[0], a.dims[1])
+            is_inner = bool(start)
+            if not start and not nested_keys:
+                inner, outer = adapter.targets(path + names.inner), adapter.targets(path + names.outer)
+                if inner is None or inner == outer:
+                    continue
+                is_inner = inner
+            hidden.add(incoming if is_inner else outgoing)
+            wide.add(outgoing if is_inner else width * incoming)
+    return len(hidden) <= 1 and len(wide) <= 1
