@@ -1,0 +1,283 @@
+"""Checkpoint: a mapping from keys to lazy tensors. Open, select, convert, plan, save, verify."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from fnmatch import fnmatchcase
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from . import layouts
+from .errors import LayoutError, MissingTensorError
+from .graph.leaves import InMemory
+from .graph.node import LazyTensor, format_nbytes
+
+if TYPE_CHECKING:
+    from torch.distributed.device_mesh import DeviceMesh
+
+    from .execute.plan import Plan
+    from .storage.reader import SourceFile
+
+
+class Checkpoint(Mapping[str, LazyTensor]):
+    """A state dict that has not been read: keys in file order, values lazy.
+
+    Everything that returns a Checkpoint (`select`, `drop`, `rename`, `map`, `|`, `convert`) is a view over the same
+    files and reads no tensor data.
+    """
+
+    def __init__(
+        self,
+        tensors: Mapping[str, LazyTensor],
+        *,
+        path: Path | None = None,
+        files: Iterable[SourceFile] = (),
+        config: dict[str, Any] | None = None,
+        metadata: dict[str, str] | None = None,
+        layout: str | None = None,
+        family: str | None = None,
+        side_files: Iterable[Path] = (),
+        json_files: Mapping[str, dict[str, Any]] | None = None,
+        adapter: layouts.AdapterConfig | None = None,
+    ):
+        self._tensors = dict(tensors)
+        self.path = path
+        self.config = config
+        self.metadata = dict(metadata or {})
+        self.side_files = tuple(side_files)  # copied by a save as they are
+        self.json_files = dict(json_files or {})  # written by a save, instead of side files of the same name
+        self.adapter = adapter  # what adapter_config.json says, where there is one
+        self._files = tuple(files)
+        self._layout, self._family = layout, family
+
+    def __getitem__(self, key: str) -> LazyTensor:
+        try:
+            return self._tensors[key]
+        except (KeyError, TypeError):
+            pass
+        import difflib
+
+        close = difflib.get_close_matches(str(key), self._tensors, n=1) if len(self._tensors) <= 50_000 else []
+        hint = f"; did you mean {close[0]!r}?" if close else ""
+        raise MissingTensorError(f"no tensor {key!r} among the {len(self)} of {self.path or 'this checkpoint'}{hint}")
+
+    def __contains__(self, key: object) -> bool:
+        return key in self._tensors
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._tensors)
+
+    def __len__(self) -> int:
+        return len(self._tensors)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all tensors."""
+        return sum(node.nbytes for node in self._tensors.values())
+
+    @cached_property
+    def _detected(self) -> layouts.Layout | None:
+        if self._layout is not None and self._family is not None:
+            return layouts.get(self._layout, self._family)
+        return layouts.detect(self._tensors, self.config, self._family, self.adapter)
+
+    @property
+    def layout(self) -> str | None:
+        """The layout's name: given, or detected from keys. None where no key belongs to a known layout."""
+        return self._detected.name if self._detected else self._layout
+
+    @property
+    def family(self) -> str | None:
+        """The model family whose layout tables apply."""
+        return self._detected.family if self._detected else self._family
+
+    @property
+    def files(self) -> tuple[SourceFile, ...]:
+        """The source files that these tensors come from."""
+        return self._files
+
+    def _with(self, tensors: Mapping[str, LazyTensor], **changes: Any) -> Checkpoint:
+        keep: dict[str, Any] = {
+            "path": self.path,
+            "files": self._files,
+            "config": self.config,
+            "metadata": self.metadata,
+        }
+        keep |= {"side_files": self.side_files, "json_files": self.json_files, "adapter": self.adapter}
+        return Checkpoint(tensors, **{**keep, **changes})
+
+    def select(self, *globs: str) -> Checkpoint:
+        """The keys that match any of the patterns (`*`, `?`, `[..]`, as in file names), as a view."""
+        return self._with({k: t for k, t in self._tensors.items() if any(fnmatchcase(k, glob) for glob in globs)})
+
+    def drop(self, *globs: str) -> Checkpoint:
+        """The keys that match none of the patterns, as a view."""
+        return self._with({k: t for k, t in self._tensors.items() if not any(fnmatchcase(k, glob) for glob in globs)})
+
+    def rename(self, names: Mapping[str, str] | Callable[[str], str]) -> Checkpoint:
+        """Other names for keys, by a mapping (other keys stay) or a function. ValueError where two names meet."""
+        new_name = names if callable(names) else lambda key: names.get(key, key)
+        renamed: dict[str, LazyTensor] = {}
+        for key, node in self._tensors.items():
+            name = new_name(key)
+            if name in renamed:
+                raise ValueError(f"rename would give two tensors the name {name!r}")
+            renamed[name] = node
+        return self._with(renamed)
+
+    def map(self, function: Callable[[LazyTensor], LazyTensor] | Callable[[str, LazyTensor], LazyTensor]) -> Checkpoint:
+        """Each tensor replaced by `function(tensor)` or `function(key, tensor)`; torch tensors are wrapped."""
+        import inspect
+
+        takes_key = len(inspect.signature(function).parameters) > 1
+        call: Callable[..., Any] = function
+        return self._with({k: as_lazy(call(k, t) if takes_key else call(t)) for k, t in self._tensors.items()})
+
+    def __or__(self, other: Mapping[str, Any]) -> Checkpoint:
+        """The union; where both hold a key, `other` wins, as with dicts."""
+        more = {key: as_lazy(value) for key, value in other.items()}
+        files = other._files if isinstance(other, Checkpoint) else ()
+        return self._with({**self._tensors, **more}, files=tuple(dict.fromkeys((*self._files, *files))))
+
+    def convert(
+        self,
+        to: str,
+        *,
+        source: str | None = None,
+        family: str | None = None,
+        config: Mapping[str, Any] | None = None,
+        merge_rank: bool = False,
+        mesh: DeviceMesh | None = None,
+    ) -> Checkpoint:
+        """The same tensors in another layout, as a view: a graph is built, nothing is read.
+
+        Args:
+            to: name of a registered layout (`lazysd.layouts.names()`).
+            source: layout of this checkpoint, if detection should not decide.
+            family: model family, if neither config.json nor the keys say.
+            config: sizes that config.json would give, e.g. {"num_experts": 128}; for adapters also what
+                adapter_config.json would say, e.g. {"r": 8, "lora_alpha": 16}.
+            merge_rank: keep per-expert LoRA whose gate and up do not share a lora_A, exactly, at twice the rank.
+            mesh: with dimensions `ep`, `ep_shard`, `ep_replicate`: experts become DTensors, and a rank reads its own.
+
+        Raises:
+            LayoutError: keys or shapes do not fit; nothing is dropped or guessed.
+        """
+        adapter = (self.adapter or layouts.AdapterConfig()).stating(config)
+        config = dict(config) if config is not None else self.config
+        family = family or self._family
+        if source is not None:
+            origin: layouts.Layout | None = layouts.get(source, family)
+            assert origin is not None
+            layouts.check_stated(origin, self._tensors, adapter, config)
+        elif config is self.config or self._layout is not None:
+            origin = self._detected
+        else:
+            origin = layouts.detect(self._tensors, config, family, adapter)
+        if origin is None:
+            known = ", ".join(layouts.names(family))
+            raise LayoutError(
+                f"no key of {self.path or 'this mapping'} belongs to a known layout ({known}); "
+                "name it (source=, --from) or register a layout that describes it"
+            )
+        target = layouts.get(to, family or origin.family)
+        sizes = {**origin.config_sizes(config), **target.config_sizes(config)}
+        tensors, says = layouts.convert_adapter(self._tensors, origin, target, sizes, adapter, merge_rank)
+        if mesh is not None:
+            tensors = layouts.spread_experts(tensors, target, mesh)
+        changes: dict[str, Any] = {"layout": target.name, "family": target.family, "config": config}
+        if self.adapter is not None or says.values:
+            changed = says.files() if self.adapter is None or says != self.adapter else {}
+            changes |= {"adapter": says, "json_files": {**self.json_files, **changed}}
+        return self._with(tensors, **changes)
+
+    def plan(
+        self, max_shard_size: int | str = "5GB", max_memory: int | str = "128MB", workers: int | None = None
+    ) -> Plan:
+        """What a save would do, proved before any byte moves. Raises LayoutError, MemoryBudgetError."""
+        from .execute.plan import make_plan
+
+        stem = "adapter_model" if self.is_adapter else "model"
+        return make_plan(self._tensors, max_shard_size, max_memory, workers, self.metadata, stem)
+
+    def save(
+        self,
+        dst: str | os.PathLike[str],
+        max_shard_size: int | str = "5GB",
+        max_memory: int | str = "128MB",
+        workers: int | None = None,
+        overwrite: bool = False,
+        resume: bool = True,
+        progress: Any = None,
+    ) -> Plan:
+        """Write the checkpoint to folder `dst`, streaming; `dst` appears, complete, in one rename.
+
+        Args:
+            dst: the folder to make. Inside or over the source is refused.
+            max_shard_size: bytes of tensors a shard holds at most, or "5GB"; one larger tensor gets its own shard.
+            max_memory: bytes the process may grow by, or "128MB".
+            workers: threads; None uses the CPUs there are, as far as max_memory allows.
+            overwrite: replace an existing `dst`; it stays as it is until the new one is complete.
+            resume: keep the finished shards of an interrupted run of the same plan.
+            progress: called as progress(done_nbytes, total_nbytes), or True for a bar on stderr.
+
+        Returns:
+            The plan that was carried out.
+
+        Raises:
+            OutputExistsError, NoSpaceError, MemoryBudgetError, SourceChangedError, ReadError, ResumeMismatchError.
+        """
+        from .execute.save import save
+
+        plan = self.plan(max_shard_size, max_memory, workers)
+        save(self, plan, dst, overwrite=overwrite, resume=resume, progress=progress)
+        return plan
+
+    @property
+    def is_adapter(self) -> bool:
+        """Whether this is an adapter (adapter_model.safetensors beside adapter_config.json)."""
+        names = {path.name for path in self.side_files} | set(self.json_files)
+        return "adapter_config.json" in names
+
+    def close(self) -> None:
+        """Close the files. Tensors handed out stay valid; lazy tensors can no longer be read."""
+        for file in self._files:
+            file.close()
+
+    def __enter__(self) -> Checkpoint:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        try:
+            layout = self.layout or "no known layout"
+        except LayoutError:
+            layout = "mixed layouts"
+        where = f", {self.path}" if self.path else ""
+        return f"Checkpoint({len(self)} tensors, {format_nbytes(self.nbytes)}, {layout}{where})"
+
+    def _repr_html_(self) -> str:
+        from .graph import node
+
+        return node.engine.html(self)
+
+
+def as_lazy(value: Any) -> LazyTensor:
+    """A lazy tensor as it is, a torch tensor wrapped."""
+    return value if isinstance(value, LazyTensor) else from_torch(value)
+
+
+def from_torch(tensor: Any) -> LazyTensor:
+    """A lazy tensor over a torch tensor in memory; strided views are kept as they are, nothing is copied.
+
+    >>> import torch, lazysd
+    >>> lazysd.from_torch(torch.zeros(2, 3)).permute(1, 0).shape
+    torch.Size([3, 2])
+    """
+    from . import dtypes
+
+    return LazyTensor(InMemory(tensor), (), tuple(tensor.shape), dtypes.from_torch(tensor.dtype))

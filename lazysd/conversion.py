@@ -1,0 +1,68 @@
+"""convert(): any mapping of tensors into another layout, by the same graph, whatever the tensors are."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from .checkpoint import Checkpoint, as_lazy
+from .execute.engine import fill_all
+from .graph.leaves import InMemory
+from .graph.node import LazyTensor
+
+
+def convert(
+    mapping: Mapping[str, Any],
+    to: str,
+    source: str | None = None,
+    family: str | None = None,
+    config: Mapping[str, Any] | None = None,
+    merge_rank: bool = False,
+) -> Mapping[str, Any]:
+    """A mapping in another layout: lazy tensors in give a Checkpoint, torch tensors give a dict of torch tensors.
+
+    With torch tensors, a tensor that no rule touches comes back as the very same object.
+
+    >>> import torch, lazysd
+    >>> key = "model.layers.0.mlp.experts.{}.{}_proj.weight"
+    >>> hf = {key.format(e, g): torch.zeros(3, 4) for e in range(2) for g in ("gate", "up")}
+    >>> {name: tuple(t.shape) for name, t in lazysd.convert(hf, to="nemo").items()}
+    {'model.layers.0.mlp.experts.gate_and_up_projs': (2, 4, 6)}
+
+    Args:
+        mapping: keys to LazyTensor or torch.Tensor.
+        to, source, family, config, merge_rank: as in Checkpoint.convert.
+
+    Raises:
+        LayoutError: keys or shapes do not fit.
+    """
+    if isinstance(mapping, Checkpoint):
+        return mapping.convert(to, source=source, family=family, config=config, merge_rank=merge_rank)
+    lazy = Checkpoint({key: as_lazy(value) for key, value in mapping.items()})
+    converted = lazy.convert(to, source=source, family=family, config=config, merge_rank=merge_rank)
+    if any(isinstance(value, LazyTensor) for value in mapping.values()):
+        return converted
+    return plain_all(converted)
+
+
+def plain_all(nodes: Mapping[str, LazyTensor]) -> dict[str, Any]:
+    """The torch tensors of nodes, computed together by all workers; wrapped tensors that no op touched as they are."""
+    from .execute.allocate import empty
+
+    result: dict[str, Any] = {}
+    wanted = []
+    for key, node in nodes.items():
+        if isinstance(node.op, InMemory):
+            result[key] = node.op.tensor
+        else:
+            result[key] = empty(node.dims, node.dtype, _device(node))
+            wanted.append((node, result[key]))
+    fill_all(wanted)
+    return result
+
+
+def _device(node: LazyTensor) -> Any:
+    """Where the tensors under a node live; the first leaf decides."""
+    while node.inputs:
+        node = node.inputs[0]
+    return node.op.tensor.device if isinstance(node.op, InMemory) else "cpu"

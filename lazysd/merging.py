@@ -1,0 +1,240 @@
+"""merge(): a LoRA adapter put into its base, weight by weight: W + scale * B @ A, lazily. And what an adapter holds."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from . import layouts
+from .checkpoint import Checkpoint
+from .errors import LayoutError
+from .graph.compute import AddMatmul
+from .graph.methods import cast
+from .graph.node import LazyTensor
+from .graph.ops import Permute
+from .graph.rewrite import build
+from .layouts.adapter import AdapterConfig, parameter_name
+from .layouts.converting import adapted, to_hub
+
+_FACTORS = {
+    "lora_A.weight": "lora_B.weight",
+    "lora_embedding_A": "lora_embedding_B",  # stored transposed to the weight of an embedding
+}
+_REFUSED_KEYS = {
+    "lora_magnitude_vector": "DoRA rescales the merged weight by column norms, which merge does not compute",
+    "lora_magnitude_vector.weight": "DoRA rescales the merged weight by column norms, which merge does not compute",
+    "lora_A.bias": "a bias inside LoRA is not merged",
+    "lora_B.bias": "a bias inside LoRA is not merged",
+}
+_REFUSED_SETTINGS = (
+    *("use_dora", "fan_in_fan_out", "lora_bias", "use_qalora", "use_bdlora", "alora_invocation_tokens"),
+    *("arrow_config", "kasa_config", "layer_replication", "trainable_token_indices", "megatron_config"),
+)
+_REFUSED_STARTS = ("pissa", "olora", "corda", "loftq", "lora_ga")  # they change the base weights as they start
+_MERGEABLE = ("F16", "BF16", "F32", "F64")
+
+
+def merge(
+    base: Checkpoint,
+    adapter: Checkpoint,
+    to: str | None = None,
+    source: str | None = None,
+    config: Mapping[str, Any] | None = None,
+) -> Checkpoint:
+    """The base with the adapter put in: base + scale * lora_B @ lora_A for every wrapped weight, as a view.
+
+    Nothing is read here. What is read later is the weight and its two factors, tile by tile; the sum is taken in
+    float32 and rounded once to the dtype of the base. Rank, alpha, rank_pattern, alpha_pattern and use_rslora are
+    honoured; modules_to_save and trained biases replace the base's. Plans label the result lossy.
+
+    Args:
+        base: a checkpoint in any layout.
+        adapter: LoRA in any layout, in memory or opened from a folder with adapter_config.json.
+        to: layout of the result; the base's by default.
+        source: layout of the adapter, where evidence is lacking.
+        config: what JSON files would say, e.g. {"num_experts": 128} or {"r": 8, "lora_alpha": 16}.
+
+    Raises:
+        LayoutError: a key of the adapter that finds no weight, factors that do not fit, DoRA and other forms of LoRA
+            that are more than a product of two factors.
+    """
+    config = {**(base.config or {}), **(config or {})}
+    hub: dict[str, LazyTensor] = dict(base)
+    family = base.family
+    origin = layouts.get(base.layout, family) if base.layout else None
+    sizes = origin.config_sizes(config) if origin else {}
+    if origin is not None:
+        hub = dict(to_hub(base, origin, sizes))
+    update = _per_expert(adapter, hub, source, family, config)
+    for key, node in _updates(hub, update):
+        hub[key] = node
+    files = tuple(dict.fromkeys((*base.files, *adapter.files)))
+    merged = base._with(hub, files=files, layout="hf" if origin else None, family=family, config=config or None)
+    target = to or base.layout
+    if target is None or (origin is not None and layouts.get(target, family).is_hub):
+        return merged
+    return merged.convert(target, family=family, config=config)
+
+
+def _per_expert(
+    adapter: Checkpoint,
+    hub: Mapping[str, LazyTensor],
+    source: str | None,
+    family: str | None,
+    config: dict[str, Any],
+) -> Checkpoint:
+    """The adapter as one pair of factors for each weight of the hub."""
+    said = (adapter.adapter or AdapterConfig()).stating(config)
+    _check_settings(said)
+    if family is None:
+        return adapter._with(dict(adapter), adapter=said)
+    known = {**_sizes_of(hub, family), **config}
+    if source is None and layouts.detect(adapter, known, family, said) is None:
+        return adapter._with(dict(adapter), adapter=said)
+    return adapter.convert("peft-per-expert", source=source, family=family, config=known)
+
+
+def _sizes_of(hub: Mapping[str, LazyTensor], family: str) -> dict[str, int]:
+    """What config.json would say, from the base's own experts: shapes of weights that are there are no guess."""
+    names = {"e": "num_experts", "i": "moe_intermediate_size", "h": "hidden_size"}
+    found: dict[str, int] = {}
+    for rule in layouts.get("hf", family).rules:
+        template, side, *_ = rule.ends(True)
+        for key, node in hub.items():
+            if (fields := template.match(key)) is None:
+                continue
+            found["num_experts"] = max(found.get("num_experts", 0), int(fields["e"]) + 1)
+            found |= {names[g[0]]: size for g, size in zip(side.groups, node.dims, strict=False) if g[0] in names}
+    return found
+
+
+def _check_settings(said: AdapterConfig) -> None:
+    start = said.values.get("init_lora_weights")
+    refused = [name for name in _REFUSED_SETTINGS if said.values.get(name)]
+    if isinstance(start, str) and start.startswith(_REFUSED_STARTS):
+        refused.append(f"init_lora_weights={start!r}")
+    if refused:
+        raise LayoutError(
+            f"adapter_config.json sets {', '.join(refused)}: the update is then more than scale * B @ A, or meant for "
+            "other base weights; merge it with PEFT"
+        )
+
+
+def _updates(hub: Mapping[str, LazyTensor], update: Checkpoint) -> list[tuple[str, LazyTensor]]:
+    """The base's keys that change, each with its new node. Every key of the adapter is used, or an error."""
+    result: list[tuple[str, LazyTensor]] = []
+    used: set[str] = set()
+    said = update.adapter or AdapterConfig()
+    for key, node in update.items():
+        name = parameter_name(key)
+        module, factor = next(
+            ((name.removesuffix("." + end), end) for end in _FACTORS if name.endswith("." + end)), ("", "")
+        )
+        if factor:
+            other = key.removesuffix(factor) + _FACTORS[factor]
+            weight = module + ".weight"
+            if weight in hub and other in update:
+                used |= {key, other}
+                result.append((weight, _merged(weight, hub, node, update[other], said, "embedding" in factor)))
+        elif name in hub and not name.endswith(tuple(_REFUSED_KEYS)):
+            used.add(key)
+            result.append((name, _replaced(name, hub[name], node)))
+    left = [key for key in update if key not in used]
+    if left:
+        reasons = {why for end, why in _REFUSED_KEYS.items() if any(key.endswith("." + end) for key in left)}
+        shown = ", ".join(left[:5]) + (f" and {len(left) - 5} more ({len(left)} in all)" if len(left) > 5 else "")
+        raise LayoutError(
+            f"{shown}: no weight of the base to put {'it' if len(left) == 1 else 'them'} into"
+            + "".join(f"; {why}" for why in sorted(reasons))
+            + "; is this the adapter's base? Nothing of an adapter is left out in silence"
+        )
+    return result
+
+
+def _merged(
+    weight: str,
+    hub: Mapping[str, LazyTensor],
+    first: LazyTensor,
+    second: LazyTensor,
+    said: AdapterConfig,
+    embedding: bool,
+) -> LazyTensor:
+    """weight + scale * second @ first, (out, in) as linear layers store it; embeddings are (in, out)."""
+    node, module = hub[weight], weight.removesuffix(".weight")
+    if node.code not in _MERGEABLE or weight + "_scale_inv" in hub:
+        raise LayoutError(f"{weight} is quantised ({node.code}); dequantise the base before merging")
+    if first.ndim != 2 or second.ndim != 2:
+        raise LayoutError(f"{weight}: LoRA factors {list(first.dims)} and {list(second.dims)} are no matrices")
+    rank, alpha = first.dims[0], said.alpha(module)
+    if alpha is None:
+        raise LayoutError(
+            f"{module}: no lora_alpha is known (no adapter_config.json?); state it: "
+            'config={"lora_alpha": …}; the scale is lora_alpha / r'
+        )
+    if said.rank(module) not in (None, rank):
+        raise LayoutError(f"{module}: its lora_A has rank {rank}, adapter_config.json says {said.rank(module)}")
+    left, right = second, first
+    if embedding:
+        left, right = (build(Permute((1, 0)), (factor,)) for factor in (first, second))
+    try:
+        return build(AddMatmul(said.scale(rank, alpha)), (node, left, right))
+    except ValueError as error:
+        raise LayoutError(
+            f"{weight}: {error}; the adapter belongs to another base, or its layout is another"
+        ) from error
+
+
+def _replaced(name: str, old: LazyTensor, new: LazyTensor) -> LazyTensor:
+    """A tensor trained as a whole (modules_to_save, biases), in the dtype of the base."""
+    if old.dims != new.dims:
+        raise LayoutError(
+            f"{name}: the adapter replaces it with a tensor of shape {list(new.dims)}, the base has {list(old.dims)}; "
+            "a resized vocabulary has to be resized in the base first"
+        )
+    return cast(new, old.code)
+
+
+def adapter_summary(ckpt: Checkpoint) -> dict[str, Any]:
+    """What an adapter holds: rank, alpha, generation, targets, experts, size. Reads no tensor data.
+
+    Values that differ between parameters come as sorted lists; what cannot be told is None, and `problem` says why.
+    """
+    said = ckpt.adapter or AdapterConfig()
+    lora = [key for key in ckpt if ".lora_" in key]
+    summary: dict[str, Any] = {
+        "layout": None,
+        "generation": None,
+        "rank": said.values.get("r"),
+        "alpha": said.values.get("lora_alpha"),
+        "rslora": bool(said.values.get("use_rslora")),
+        "num_experts": None,
+        "target_parameters": list(said.values.get("target_parameters") or []),
+        "target_modules": said.values.get("target_modules"),
+        "peft_version": said.values.get("peft_version"),
+        "tensors": len(lora),
+        "nbytes": sum(ckpt[key].nbytes for key in lora),
+        "problem": None,
+    }
+    try:
+        if ckpt.layout is None or ckpt.family is None:
+            return summary
+        origin = layouts.get(ckpt.layout, ckpt.family)
+        summary["layout"] = ckpt.layout
+        summary["generation"] = ckpt.layout if ckpt.layout in layouts.GENERATIONS else None
+        held = adapted(to_hub(ckpt, origin, origin.config_sizes(ckpt.config), said), origin, said)
+    except LayoutError as error:
+        return {**summary, "problem": str(error)}
+    ranks = {rank for rank, _ in held.parameters.values()} | {said.rank(module) for module in held.modules}
+    alphas = {alpha for _, alpha in held.parameters.values()} | {said.alpha(module) for module in held.modules}
+    return summary | {
+        "rank": _one(ranks, summary["rank"]),
+        "alpha": _one(alphas, summary["alpha"]),
+        "num_experts": _one(set(held.num_experts.values()), None),
+        "wrapped_parameters": sorted({name.rsplit(".", 1)[1] for name in held.parameters}),
+        "wrapped_modules": sorted({name.rsplit(".", 1)[1] for name in held.modules}),
+    }
+
+
+def _one(values: set[Any], default: Any) -> Any:
+    found = sorted(value for value in values if value is not None)
+    return found[0] if len(found) == 1 else found or default
