@@ -1,0 +1,129 @@
+"""What commands share: arguments, opening, output on the right streams."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from typing import Any
+
+from .. import dtypes
+from ..checkpoint import Checkpoint
+from ..errors import LayoutError
+from ..execute.sizes import parse_size
+from ..graph.methods import cast
+from ..graph.node import LazyTensor
+from ..opening import open as open_checkpoint
+
+CHECK_FAILED = 1  # exit code of verify and diff when what they check does not hold
+FLOATS = ("F16", "BF16", "F32", "F64")
+
+
+def size(text: str) -> int:
+    """An argparse type: 5GB, 5GiB, 1000."""
+    try:
+        return parse_size(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
+
+
+def dtype(text: str) -> str:
+    """An argparse type: bf16, float32, …; the safetensors code."""
+    try:
+        return dtypes.parse(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
+
+
+def count(text: str) -> int:
+    """An argparse type: a whole number of at least 1."""
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of at least 1")
+    return int(text)
+
+
+def add_source(parser: argparse.ArgumentParser, name: str = "checkpoint") -> None:
+    """The positional checkpoint and which of its keys count."""
+    parser.add_argument(name, metavar=name.upper(), help="folder, .safetensors file, index.json, or cached org/name")
+    add_filters(parser)
+
+
+def add_filters(parser: argparse.ArgumentParser) -> None:
+    """--include and --exclude, on the keys of the source."""
+    parser.add_argument("--include", metavar="GLOB", action="append", default=[], help="only matching keys; repeatable")
+    parser.add_argument("--exclude", metavar="GLOB", action="append", default=[], help="no matching keys; repeatable")
+
+
+def add_conversion(parser: argparse.ArgumentParser, required: bool = True) -> None:
+    """What to convert to, from what, and the numbers a bare file does not state."""
+    parser.add_argument("--to", metavar="LAYOUT", required=required, help="target layout (see `lazysd layouts`)")
+    parser.add_argument("--from", dest="source", metavar="LAYOUT", help="source layout, if detection should not decide")
+    parser.add_argument("--dtype", type=dtype, metavar="DTYPE", help="cast floating-point tensors, e.g. bf16")
+    parser.add_argument("--num-experts", type=count, metavar="E", help="for files without a config.json")
+
+
+def add_limits(parser: argparse.ArgumentParser) -> None:
+    """How a save may use disk, memory and CPUs."""
+    parser.add_argument("--max-shard-size", type=size, default="5GB", metavar="SIZE", help="per file (default: 5GB)")
+    parser.add_argument(
+        "--max-memory", type=size, default="128MB", metavar="SIZE", help="growth of the process (default: 128MB)"
+    )
+    parser.add_argument("--workers", type=count, metavar="N", help="threads (default: one a CPU, as memory allows)")
+
+
+def add_json(parser: argparse.ArgumentParser) -> None:
+    """--json."""
+    parser.add_argument("--json", action="store_true", help="print the result as JSON")
+
+
+def opened(path: str, args: argparse.Namespace) -> Checkpoint:
+    """The checkpoint at `path`, filtered by --include and --exclude."""
+    checkpoint = open_checkpoint(path)
+    if args.include:
+        checkpoint = checkpoint.select(*args.include)
+    if args.exclude:
+        checkpoint = checkpoint.drop(*args.exclude)
+    if not checkpoint and (args.include or args.exclude):
+        raise LayoutError(f"--include and --exclude leave no tensor of {path}; `lazysd inspect` lists the keys")
+    return checkpoint
+
+
+def converted(checkpoint: Checkpoint, args: argparse.Namespace) -> Checkpoint:
+    """The checkpoint in the layout and dtype asked for."""
+    if args.to:
+        config = checkpoint.config
+        if args.num_experts:
+            config = {**(config or {}), "num_experts": args.num_experts}
+        checkpoint = checkpoint.convert(args.to, source=args.source, config=config)
+    if args.dtype:
+        if any(node.code.startswith("F8") for node in checkpoint.values()):
+            raise LayoutError("--dtype would cast raw FP8 codes without their scales; dequantise the checkpoint first")
+        checkpoint = checkpoint.map(lambda node: _cast(node, args.dtype))
+    return checkpoint
+
+
+def _cast(node: LazyTensor, code: str) -> LazyTensor:
+    return cast(node, code) if node.code in FLOATS else node
+
+
+def emit(args: argparse.Namespace, text: str, data: Any) -> None:
+    """The result, on stdout: JSON where asked for, else text."""
+    print(json.dumps(data, indent=2) if getattr(args, "json", False) else text)
+
+
+def say(args: argparse.Namespace, text: str) -> None:
+    """A remark for people, on stderr, unless --quiet."""
+    if not getattr(args, "quiet", False):
+        print(text, file=sys.stderr)
+
+
+def add_verbosity(parser: argparse.ArgumentParser) -> None:
+    """-q, -v and --no-progress."""
+    parser.add_argument("-q", "--quiet", action="store_true", help="no progress and no remarks")
+    parser.add_argument("-v", "--verbose", action="store_true", help="say more on stderr")
+    parser.add_argument("--no-progress", action="store_true", help="no progress bar")
+
+
+def wants_progress(args: argparse.Namespace) -> bool:
+    """A bar only where someone looks at it."""
+    return sys.stderr.isatty() and not (args.quiet or args.no_progress)

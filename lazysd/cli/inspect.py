@@ -1,0 +1,72 @@
+"""Show what a checkpoint holds: layout, sizes, dtypes, keys. Reads headers only."""
+
+from __future__ import annotations
+
+import argparse
+from collections import Counter
+from typing import Any
+
+from .. import dtypes
+from ..checkpoint import Checkpoint
+from ..display.text import printable, tree
+from ..errors import LayoutError
+from ..graph.node import format_nbytes
+from .common import add_json, add_source, emit, opened
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    add_source(parser)
+    parser.add_argument("--keys", action="store_true", help="list every key instead of folding repeated ones")
+    add_json(parser)
+
+
+def run(args: argparse.Namespace) -> int:
+    with opened(args.checkpoint, args) as checkpoint:
+        data = summary(checkpoint)
+        if args.json:
+            data["keys"] = {
+                key: {"dtype": node.code, "shape": list(node.dims), "nbytes": node.nbytes}
+                for key, node in checkpoint.items()
+            }
+        emit(args, "" if args.json else _text(checkpoint, data, args.keys), data)
+    return 0
+
+
+def summary(checkpoint: Checkpoint) -> dict[str, Any]:
+    """The facts above the list of keys."""
+    by_dtype: Counter[str] = Counter()
+    for node in checkpoint.values():
+        by_dtype[node.code] += node.nbytes
+    try:
+        layout, family = checkpoint.layout, checkpoint.family
+    except LayoutError as error:
+        layout, family = f"undecided: {error}", None
+    data: dict[str, Any] = {
+        "path": str(checkpoint.path),
+        "layout": layout,
+        "family": family,
+        "tensors": len(checkpoint),
+        "parameters": sum(node.numel() for node in checkpoint.values()),
+        "nbytes": checkpoint.nbytes,
+        "dtypes": dict(by_dtype),
+        "files": len(checkpoint.files),
+        "metadata": checkpoint.metadata,
+    }
+    return data
+
+
+def _text(checkpoint: Checkpoint, data: dict[str, Any], every_key: bool) -> str:
+    types = ", ".join(f"{dtypes.DTYPES[code].label} {format_nbytes(n)}" for code, n in data["dtypes"].items())
+    files = f"{data['files']} file{'s' if data['files'] != 1 else ''}"
+    lines = [
+        printable(data["path"]),
+        f"layout   {printable(data['layout'] or 'none known')}" + (f" ({data['family']})" if data["family"] else ""),
+        f"tensors  {data['tensors']:,} in {files}, {data['parameters']:,} parameters",
+        f"bytes    {format_nbytes(data['nbytes'])} ({types})" if types else "bytes    0",
+        "",
+    ]
+    if every_key:
+        lines += [f"{printable(key)}  {node!r}" for key, node in checkpoint.items()]
+    else:
+        lines.append(tree(checkpoint))
+    return "\n".join(lines)

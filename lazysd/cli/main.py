@@ -1,0 +1,75 @@
+"""The parser, and the one place where the library's errors become exit codes.
+
+Exit codes: 0 done, 1 a check failed, 2 usage, 3 bad input, 4 could not write, 130 interrupted.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+import traceback
+from collections.abc import Sequence
+
+from .. import errors
+from .._version import __version__
+from . import convert, diff, inspect, layouts, merge, plan, show, verify
+
+COMMANDS = (inspect, layouts, plan, convert, merge, verify, diff, show)
+_WRITING = (errors.OutputExistsError, errors.NoSpaceError, errors.WriteError, errors.ResumeMismatchError)
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The parser of all commands."""
+    parser = argparse.ArgumentParser(
+        prog="lazysd",
+        description="Open, inspect and convert safetensors checkpoints of any size in a few megabytes of memory.",
+        epilog="Exit codes: 0 done, 1 a check failed, 2 usage, 3 bad input, 4 could not write, 130 interrupted.",
+    )
+    parser.add_argument("--version", action="version", version=f"lazysd {__version__}")
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
+    for module in COMMANDS:
+        name = module.__name__.rsplit(".", 1)[-1]
+        summary, _, detail = (module.__doc__ or "").partition("\n")
+        command = commands.add_parser(
+            name, help=summary, description=f"{summary}\n{detail}".rstrip(),
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+        )  # fmt: skip
+        module.add_arguments(command)
+        command.add_argument("--debug", action="store_true", help="show a traceback with errors")
+        command.set_defaults(action=module.run)
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command and return its exit code."""
+    args = build_parser().parse_args(argv)
+    try:
+        code: int = args.action(args)
+        sys.stdout.flush()
+        return code
+    except KeyboardInterrupt:
+        return _failed(args, "interrupted; run the same command again to go on", 130)
+    except BrokenPipeError:  # `lazysd inspect … | head` has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except _WRITING as error:
+        return _failed(args, error, 4)
+    except errors.MemoryBudgetError as error:
+        return _failed(args, error, 2)
+    except (errors.LazysdError, OSError) as error:
+        return _failed(args, error, 3)
+
+
+def _failed(args: argparse.Namespace, error: object, code: int) -> int:
+    if args.debug and isinstance(error, BaseException):
+        traceback.print_exception(error)
+    message = error.strerror or error if isinstance(error, errors.NoSpaceError) else error
+    text = " ".join(str(message).split())
+    print(f"lazysd: {''.join(char if char.isprintable() else '?' for char in text)}", file=sys.stderr)
+    return code
+
+
+def run() -> None:
+    """Entry point of the `lazysd` command."""
+    sys.exit(main())

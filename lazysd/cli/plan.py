@@ -1,0 +1,21 @@
+"""Prove what a conversion would do: bytes, shards, memory, losses. Reads headers only."""
+
+from __future__ import annotations
+
+import argparse
+
+from .common import add_conversion, add_json, add_limits, add_source, converted, emit, opened
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    add_source(parser)
+    add_conversion(parser)
+    add_limits(parser)
+    add_json(parser)
+
+
+def run(args: argparse.Namespace) -> int:
+    with opened(args.checkpoint, args) as checkpoint:
+        plan = converted(checkpoint, args).plan(args.max_shard_size, args.max_memory, args.workers)
+        emit(args, str(plan), plan.as_dict())
+    return 0

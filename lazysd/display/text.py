@@ -1,0 +1,134 @@
+"""Keys for people: repeated siblings fold into one line, and nothing a file says can reach the terminal raw."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from itertools import pairwise, product
+from typing import NamedTuple
+
+from .. import dtypes
+from ..graph.boxes import Dims
+from ..graph.node import LazyTensor, format_nbytes
+
+Numbers = tuple[int, ...]
+MAX_NUMBERS = 8  # of a key that take part in folding; keys of models have two or three
+
+
+class Row(NamedTuple):
+    """Keys that differ only in numbers and agree in dtype and shape."""
+
+    name: str  # "layers.{0-47}.mlp.gate.weight"; control characters are escaped
+    code: str
+    dims: Dims
+    num_keys: int
+    nbytes: int  # of all of them together
+    keys: tuple[str, ...]  # the keys themselves, in the mapping's order
+
+    @property
+    def type(self) -> str:
+        """Dtype and shape of one tensor, "bf16[768, 2048]"."""
+        return f"{dtypes.DTYPES[self.code].label}[{', '.join(map(str, self.dims))}]"
+
+
+def printable(text: str) -> str:
+    """`text` with everything a terminal could act on written as an escape."""
+    return "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in text)
+
+
+def fold(tensors: Mapping[str, LazyTensor]) -> list[Row]:
+    """Keys as rows, in the order in which the first key of each row stands. Exact: no row names a key that is absent.
+
+    >>> import torch, lazysd
+    >>> w = lazysd.from_torch(torch.zeros(3))
+    >>> [row.name for row in fold({"l.0.w": w, "l.1.w": w, "l.1.b": w, "norm": w})]
+    ['l.{0-1}.w', 'l.1.b', 'norm']
+    """
+    groups: dict[tuple[tuple[str | None, ...], str, Dims], dict[Numbers, str]] = {}
+    order: dict[str, int] = {}
+    for at, (key, node) in enumerate(tensors.items()):
+        order[key] = at
+        numbers, frame = _parse(key)
+        groups.setdefault((frame, node.code, node.dims), {})[numbers] = key
+    found = []
+    for (frame, code, dims), members in groups.items():
+        for lists in _products(list(members)):
+            keys = [members[numbers] for numbers in product(*lists)]
+            keys.sort(key=order.__getitem__)
+            places = iter(lists)
+            name = ".".join(_shown(next(places)) if word is None else printable(word) for word in frame)
+            nbytes = sum(tensors[key].nbytes for key in keys)
+            found.append(Row(name, code, dims, len(keys), nbytes, tuple(keys)))
+    found.sort(key=lambda row: order[row.keys[0]])
+    return found
+
+
+def tree(tensors: Mapping[str, LazyTensor], max_rows: int | None = None) -> str:
+    """The keys of a checkpoint, folded, one line each with dtype, shape, how many, and bytes. Reads nothing.
+
+    >>> import torch, lazysd
+    >>> w = lazysd.from_torch(torch.zeros(2, 3))
+    >>> print(tree({f"layers.{n}.gate.weight": w for n in range(4)}))
+    layers.{0-3}.gate.weight  f32[2, 3] x 4  96 B
+
+    Args:
+        tensors: a Checkpoint or any mapping of keys to lazy tensors.
+        max_rows: lines to show at most; the last one says what was left out.
+    """
+    rows = fold(tensors)
+    shown = rows if max_rows is None else rows[:max_rows]
+    types = [row.type + (f" x {row.num_keys}" if row.num_keys > 1 else "") for row in shown]
+    name_width = max((len(row.name) for row in shown), default=0)
+    type_width = max(map(len, types), default=0)
+    lines = [
+        f"{row.name:{name_width}}  {kind:{type_width}}  {format_nbytes(row.nbytes)}"
+        for row, kind in zip(shown, types, strict=True)
+    ]
+    if len(shown) < len(rows):
+        count = sum(row.num_keys for row in rows[len(shown) :])
+        lines.append(f"… and {count} more tensors in {len(rows) - len(shown)} rows")
+    return "\n".join(lines)
+
+
+def ranges(numbers: Iterable[int]) -> str:
+    """Numbers as people write them: 0, 1, 2, 5 -> "0-2,5"."""
+    ordered = sorted(set(numbers))
+    starts = [ordered[0], *(b for a, b in pairwise(ordered) if b != a + 1)]
+    stops = [*(a for a, b in pairwise(ordered) if b != a + 1), ordered[-1]]
+    return ",".join(f"{a}-{b}" if a != b else str(a) for a, b in zip(starts, stops, strict=True))
+
+
+def _parse(key: str) -> tuple[Numbers, tuple[str | None, ...]]:
+    """The numbers of a key, at most MAX_NUMBERS of them, and its words with None where those stood."""
+    numbers: list[int] = []
+    frame: list[str | None] = []
+    for word in key.split("."):
+        is_number = len(numbers) < MAX_NUMBERS and _is_number(word)
+        frame.append(None if is_number else word)
+        if is_number:
+            numbers.append(int(word))
+    return tuple(numbers), tuple(frame)
+
+
+def _is_number(word: str) -> bool:
+    """Plain decimal without leading zeros and of sane length: anything else must keep its spelling."""
+    return word.isascii() and word.isdigit() and len(word) < 10 and str(int(word)) == word
+
+
+def _shown(numbers: Numbers) -> str:
+    return f"{{{ranges(numbers)}}}" if len(numbers) > 1 else str(numbers[0])
+
+
+def _products(members: list[Numbers]) -> Iterator[tuple[Numbers, ...]]:
+    """Cut a set of number tuples into full products, each given as one list of numbers a place."""
+    if not members[0]:
+        yield ()
+        return
+    rest_of: dict[int, list[Numbers]] = {}
+    for first, *rest in members:
+        rest_of.setdefault(first, []).append(tuple(rest))
+    alike: dict[frozenset[Numbers], list[int]] = {}
+    for first, rests in rest_of.items():
+        alike.setdefault(frozenset(rests), []).append(first)
+    for tails, firsts in alike.items():
+        for lists in _products(sorted(tails)):
+            yield (tuple(sorted(firsts)), *lists)

@@ -1,0 +1,121 @@
+"""HTML for notebooks: static, escaped, bounded, and read from headers alone."""
+
+from __future__ import annotations
+
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+import lazysd
+from lazysd.display.html import to_html
+from lazysd.storage.reader import SourceFile
+
+VOID = {"br"}
+
+
+class Checker(HTMLParser):
+    """Collects text; fails on tags that do not nest, on scripts, handlers and outside references."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.text: list[str] = []
+        self.tags: list[str] = []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        assert tag not in ("script", "iframe", "img", "link", "object")
+        assert not any(name.startswith("on") or name in ("href", "src") for name, _ in attrs)
+        self.tags.append(tag)
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append(tag)
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        self.text.append(data)
+
+
+def parsed(shown: object) -> Checker:
+    checker = Checker()
+    checker.feed(to_html(shown))
+    checker.close()
+    assert checker.open == []
+    return checker
+
+
+@pytest.fixture
+def no_reads(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*args: object) -> None:
+        raise AssertionError("tensor data was read")
+
+    monkeypatch.setattr(SourceFile, "pread", refuse)
+    monkeypatch.setattr(SourceFile, "view", refuse)
+
+
+def test_checkpoint(golden: Path, no_reads: None) -> None:
+    ckpt = lazysd.open(golden / "qwen3_moe_tiny")
+    checker = parsed(ckpt)
+    text = " ".join(checker.text)
+    assert f"{len(ckpt)} tensors" in text
+    assert "experts.{0-5}" in text
+    assert "gate_proj" in "".join(checker.text)
+    assert checker.tags.count("tr") < 40  # folded
+    assert ckpt._repr_html_() == to_html(ckpt)
+
+
+def test_tensor(golden: Path, no_reads: None) -> None:
+    node = next(t for k, t in lazysd.open(golden / "qwen3_moe_tiny").convert("nemo").items() if "gate_and_up" in k)
+    checker = parsed(node)
+    text = " ".join(checker.text)
+    nbytes = sum(size for _, _, size in node.reads())
+    assert nbytes == node.nbytes
+    assert re.search(r"reads \d+\.\d kB", text)
+    assert re.search(r"× (6|12)", text)  # experts are drawn once, with a count
+    assert checker.tags.count("rect") <= 6
+    assert node._repr_html_() == to_html(node)
+
+
+def test_names_are_escaped(tmp_path: Path) -> None:
+    key = "<script>alert(1)</script>&\"'\x1b[0m.w"
+    save_file({key: torch.zeros(2)}, tmp_path / "m.safetensors")
+    (tmp_path / "m.safetensors").rename(tmp_path / "<b>.safetensors")
+    ckpt = lazysd.open(tmp_path / "<b>.safetensors")
+    for shown in (ckpt, ckpt[key]):
+        page = to_html(shown)
+        parsed(shown)
+        assert "<script" not in page
+        assert "<b>." not in page
+        assert "\x1b" not in page
+
+
+def test_rows_are_capped() -> None:
+    weight = lazysd.from_torch(torch.zeros(1))
+    checker = parsed({f"k{n}x": weight for n in range(2000)})
+    assert checker.tags.count("tr") == 500
+    assert "… and 1500 more tensors" in checker.text
+
+
+def test_deep_and_wide_graphs_are_capped() -> None:
+    node = lazysd.from_torch(torch.zeros(2, 2))
+    for n in range(40):
+        other = lazysd.from_torch(torch.zeros(n + 1, 2, dtype=node.dtype))
+        node = lazysd.concat((node, other))[1:].to(torch.float32 if n % 2 else torch.float64)
+    assert parsed(node).tags.count("rect") < 40
+
+
+def test_scalars_and_empty() -> None:
+    parsed(lazysd.from_torch(torch.tensor(1.0)))
+    parsed(lazysd.from_torch(torch.zeros(0, 3)))
+    parsed({})
+
+
+def test_one_key_of_many_dots() -> None:
+    parsed({"a." * 3000 + "w": lazysd.from_torch(torch.zeros(1))})
