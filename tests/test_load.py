@@ -1,0 +1,206 @@
+"""Filling modules: load_state_dict streams, load_into agrees with torch, a real Qwen3-MoE gives the same logits."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import save_file
+from torch import nn
+
+import lazysd
+from lazysd.storage.reader import SourceFile
+
+
+class Net(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = nn.Linear(6, 4)
+        self.norm = nn.BatchNorm1d(4)
+        self.head = nn.Linear(4, 6, bias=False)
+        self.register_buffer("table", torch.arange(3.0), persistent=False)
+        self.head.weight.note = "kept"
+
+
+def tied() -> Net:
+    net = Net()
+    net.out = nn.Linear(4, 6, bias=False)
+    net.out.weight = net.head.weight
+    return net
+
+
+def saved(net: nn.Module, path: Path, drop: tuple[str, ...] = (), **more: torch.Tensor) -> lazysd.Checkpoint:
+    tensors = {key: value.clone() for key, value in net.state_dict().items() if key not in drop}
+    save_file({**tensors, **more}, path / "m.safetensors")
+    return lazysd.open(path / "m.safetensors")
+
+
+def randomised(net: Net) -> Net:
+    with torch.no_grad():
+        for tensor in net.state_dict().values():
+            tensor.copy_(torch.randint(1, 99, tensor.shape))
+    return net
+
+
+def same(a: nn.Module, b: nn.Module) -> bool:
+    ours, theirs = a.state_dict(), b.state_dict()
+    return ours.keys() == theirs.keys() and all(torch.equal(ours[key], theirs[key]) for key in ours)
+
+
+def test_load_state_dict_streams(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    source, target = randomised(Net()), Net()
+    ckpt = saved(source, tmp_path)
+    destinations = []
+    pread = SourceFile.pread
+
+    def noted(self: SourceFile, buffer: memoryview, offset: int) -> None:
+        destinations.append(torch.frombuffer(buffer, dtype=torch.uint8).data_ptr())
+        pread(self, buffer, offset)
+
+    monkeypatch.setattr(SourceFile, "pread", noted)
+    assert str(target.load_state_dict(ckpt)) == "<All keys matched successfully>"
+    assert same(source, target)
+    assert sorted(destinations) == sorted(t.data_ptr() for t in target.state_dict().values())  # no tensor in between
+
+
+@pytest.mark.parametrize("strict", [True, False])
+@pytest.mark.parametrize(("drop", "more"), [(("head.weight",), ()), ((), ("alien",)), (("norm.bias",), ("alien",))])
+def test_keys_are_reported_as_torch_does(
+    tmp_path: Path, strict: bool, drop: tuple[str, ...], more: tuple[str, ...]
+) -> None:
+    ckpt = saved(randomised(Net()), tmp_path, drop, **{key: torch.zeros(2) for key in more})
+    plain = {key: lazy.materialize() for key, lazy in ckpt.items()}
+
+    def outcome(load: Any, values: Any) -> Any:
+        net = Net()
+        before = {key: value.clone() for key, value in net.state_dict().items()}
+        try:
+            report = load(net, values)
+        except RuntimeError as error:
+            assert load is not into or all(torch.equal(before[key], value) for key, value in net.state_dict().items())
+            return str(error)
+        return report.missing_keys, report.unexpected_keys
+
+    def state_dict(net: Net, values: Any) -> Any:
+        return net.load_state_dict(values, strict=strict)
+
+    def into(net: Net, values: Any) -> Any:
+        return lazysd.load_into(net, values, strict=strict)
+
+    expected = outcome(state_dict, plain)
+    assert isinstance(expected, str) == strict
+    assert outcome(state_dict, ckpt) == expected
+    assert outcome(into, ckpt) == expected
+
+
+def test_wrong_shapes_are_refused_before_anything_moves(tmp_path: Path) -> None:
+    ckpt = saved(randomised(Net()), tmp_path, ("head.weight",), **{"head.weight": torch.zeros(6, 5)})
+    net = Net()
+    before = net.first.weight.clone()
+    message = r"size mismatch for head.weight.*torch.Size\(\[6, 5\]\).*torch.Size\(\[6, 4\]\)"
+    for strict in (True, False):
+        with pytest.raises(RuntimeError, match=message):
+            lazysd.load_into(net, ckpt, strict=strict)
+    assert torch.equal(net.first.weight, before)
+    with pytest.raises(RuntimeError, match=message):
+        net.load_state_dict(ckpt)
+
+
+def test_meta_modules_get_memory(tmp_path: Path) -> None:
+    source = randomised(tied())
+    ckpt = saved(source, tmp_path, ("out.weight",))  # as transformers saves tied weights
+    with torch.device("meta"):
+        net = tied()
+    net.first.weight.requires_grad_(False)
+    report = lazysd.load_into(net, ckpt)
+    assert report == ([], [], ["table"])
+    assert same(net, source)
+    assert net.out.weight is net.head.weight
+    assert net.head.weight.note == "kept"
+    assert isinstance(net.head.weight, nn.Parameter)
+    assert (net.first.weight.requires_grad, net.first.bias.requires_grad) == (False, True)
+    assert net.table.is_meta
+    with torch.device("meta"):
+        net = Net()
+    report = lazysd.load_into(net, ckpt.drop("first.bias"), strict=False)
+    assert report.left_on_meta == ["table", "first.bias"]
+
+
+def test_parameters_keep_identity_and_dtype(tmp_path: Path) -> None:
+    source = randomised(Net())
+    ckpt = saved(source, tmp_path)
+    net = Net().to(torch.bfloat16)
+    weight = net.head.weight
+    lazysd.load_into(net, ckpt)
+    assert net.head.weight is weight
+    assert torch.equal(weight, source.head.weight.to(torch.bfloat16))
+
+
+def test_another_device(tmp_path: Path) -> None:
+    """The meta device stands in for a GPU: everything moves, ties hold, buffers too."""
+    ckpt = saved(randomised(tied()), tmp_path)
+    net = tied()
+    report = lazysd.load_into(net, ckpt, device="meta")
+    assert all(t.is_meta for t in [*net.parameters(), *net.buffers()])
+    assert net.out.weight is net.head.weight
+    assert "table" in report.left_on_meta
+
+
+def test_plain_tensors_and_reads(tmp_path: Path) -> None:
+    source, net = randomised(Net()), Net()
+    lazysd.load_into(net, source.state_dict())
+    assert same(net, source)
+
+
+def test_assign_says_what_to_use_instead(tmp_path: Path) -> None:
+    ckpt = saved(Net(), tmp_path)
+    with pytest.raises(RuntimeError, match="load_into"):
+        Net().load_state_dict(ckpt, assign=True)
+
+
+@pytest.fixture(scope="module")
+def qwen(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Any]:
+    transformers = pytest.importorskip("transformers")
+    torch.manual_seed(0)
+    config = transformers.Qwen3MoeConfig(
+        vocab_size=64, hidden_size=32, intermediate_size=48, moe_intermediate_size=24, num_hidden_layers=2,
+        num_attention_heads=4, num_key_value_heads=2, head_dim=8, num_experts=6, num_experts_per_tok=2,
+        tie_word_embeddings=False,
+    )  # fmt: skip
+    path = tmp_path_factory.mktemp("qwen")
+    transformers.Qwen3MoeForCausalLM(config).to(torch.bfloat16).save_pretrained(path)
+    return path, transformers.Qwen3MoeForCausalLM
+
+
+def logits(model: Any) -> torch.Tensor:
+    with torch.no_grad():
+        return model.eval()(torch.arange(12).reshape(1, 12)).logits
+
+
+def test_a_real_model_by_load_state_dict(qwen: tuple[Path, Any]) -> None:
+    path, kind = qwen
+    expected = kind.from_pretrained(path, dtype=torch.bfloat16)
+    model = kind(expected.config).to(torch.bfloat16)
+    with lazysd.open(path) as ckpt:
+        assert ckpt.layout == "hf"
+        model.load_state_dict(ckpt.convert("hf-fused"))
+        with pytest.raises(RuntimeError, match=re.escape("Missing key(s)")):
+            model.load_state_dict(ckpt)
+    model.model.rotary_emb = type(model.model.rotary_emb)(config=model.config)  # to(bfloat16) had rounded its buffer
+    assert torch.equal(logits(model), logits(expected))
+
+
+def test_a_real_model_by_load_into(qwen: tuple[Path, Any]) -> None:
+    path, kind = qwen
+    expected = kind.from_pretrained(path, dtype=torch.bfloat16)
+    with torch.device("meta"):
+        model = kind(expected.config).to(torch.bfloat16)
+    report = lazysd.load_into(model, lazysd.open(path).convert("hf-fused"))
+    assert report.missing_keys == report.unexpected_keys == []
+    assert report.left_on_meta
+    assert all("rotary_emb" in key for key in report.left_on_meta)
+    model.model.rotary_emb = type(model.model.rotary_emb)(config=model.config)
+    assert torch.equal(logits(model), logits(expected))

@@ -1,0 +1,162 @@
+"""Plans: the proof of coverage, bytes, shards and memory, all before any data is read."""
+
+from __future__ import annotations
+
+from itertools import product
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+import lazysd
+from lazysd.execute.plan import make_plan
+from lazysd.execute.sizes import parse_size
+from lazysd.execute.tiling import glue, pieces_of
+from lazysd.graph.boxes import covers_once, full_box
+from lazysd.storage.reader import SourceFile
+
+
+@pytest.fixture
+def unreadable(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*args: object) -> None:
+        raise AssertionError("tensor data was read")
+
+    monkeypatch.setattr(SourceFile, "pread", refuse)
+    monkeypatch.setattr(SourceFile, "view", refuse)
+
+
+@pytest.mark.usefixtures("unreadable")
+def test_planning_reads_nothing_and_counts_everything(golden: Path) -> None:
+    source = lazysd.open(golden / "qwen3_moe_tiny")
+    for to in ("hf", "hf-fused", "nemo"):
+        plan = source.convert(to).plan()
+        assert (plan.read_nbytes, plan.tensor_nbytes, plan.num_sources) == (source.nbytes, source.nbytes, len(source))
+        assert (plan.lossy, plan.notes) == ((), ())
+        assert plan.peak_nbytes <= plan.max_memory
+
+
+def test_a_source_used_twice_or_in_part_is_noted(golden: Path) -> None:
+    source = lazysd.open(golden / "qwen3_moe_tiny")
+    key = "model.norm.weight"
+    assert source.plan().notes == ()
+    twice = (source | {"again": source[key]}).plan()
+    assert twice.notes == ("1 source tensors are used in part, or more than once",)
+    assert (source | {key: source[key][:3]}).plan().notes == twice.notes
+
+
+def test_lossy_steps_are_listed(golden: Path) -> None:
+    source = lazysd.open(golden / "qwen3_moe_tiny")
+    wide = source.map(lambda t: t.to(torch.float32))
+    assert wide.plan().lossy == ()
+    assert wide.map(lambda t: t.to(torch.float16)).plan().lossy == ("cast f32 -> f16 (57 tensors)",)
+    assert "cast f32 -> f16" in str(wide.map(lambda t: t.to(torch.float16)).plan())
+
+
+def test_gate_and_up_stay_in_one_job_and_one_read(golden: Path) -> None:
+    converted = lazysd.open(golden / "qwen3_moe_tiny_native.safetensors").convert("hf")
+    plan = converted.plan()
+    jobs = [job for number in range(len(plan.shards)) for job in plan.jobs_of(number)]
+    for job in jobs:
+        names = [part.target.key for part in job.parts]
+        for key in names:
+            assert key.replace("gate_proj", "up_proj") in names
+    assert all(len(unit) in (1, 2) for shard in plan.shards for unit in shard.units)
+    assert sum(len(unit) == 2 for shard in plan.shards for unit in shard.units) == 12
+
+
+def test_small_shards_cut_units_rather_than_overflow(golden: Path) -> None:
+    converted = lazysd.open(golden / "qwen3_moe_tiny_native.safetensors").convert("hf")
+    plan = converted.plan(max_shard_size=2000)
+    for shard in plan.shards:
+        sizes = [target.node.nbytes for target in shard.targets]
+        assert sum(sizes) <= 2000 or len(sizes) == 1
+    assert sum(len(shard.targets) for shard in plan.shards) == len(converted)
+
+
+def test_shards_are_aligned(tmp_path: Path) -> None:
+    tensors = {
+        "a": torch.zeros(3, dtype=torch.uint8),
+        "b": torch.zeros(5, dtype=torch.float64),
+        "c": torch.zeros(7).half(),
+        "d": torch.zeros(1, dtype=torch.bool),
+        "e": torch.zeros(2, dtype=torch.int32),
+    }
+    composed = lazysd.Checkpoint({key: lazysd.from_torch(tensor) for key, tensor in tensors.items()})
+    plan = composed.save(tmp_path / "out")
+    for target in plan.shards[0].targets:
+        assert target.offset % target.node.itemsize == 0
+    saved = lazysd.open(tmp_path / "out")
+    assert all(torch.equal(saved[key].materialize(), tensor) for key, tensor in tensors.items())
+
+
+@given(st.lists(st.integers(1, 4), min_size=1, max_size=3), st.data())
+def test_coverage_proof_is_exact(dims: list[int], data: st.DataObject) -> None:
+    """Against counting: random boxes cover a tensor exactly once if and only if every element is counted once."""
+    axes = [st.tuples(st.integers(0, size), st.integers(0, size)).map(lambda p: range(min(p), max(p))) for size in dims]
+    boxes = data.draw(st.lists(st.tuples(*axes), max_size=6))
+    for axis, size in enumerate(dims):  # now and then a true tiling: cut the whole in two
+        if data.draw(st.booleans()):
+            at = data.draw(st.integers(0, size))
+            whole = full_box(tuple(dims))
+            boxes = [(*whole[:axis], part, *whole[axis + 1 :]) for part in (range(at), range(at, size))]
+    counts = dict.fromkeys(product(*map(range, dims)), 0)
+    for box in boxes:
+        for index in product(*box):
+            counts[index] += 1
+    assert covers_once(boxes, tuple(dims)) == all(count == 1 for count in counts.values())
+
+
+def test_coverage_proof_pinned() -> None:
+    whole = (range(4), range(6))
+    assert covers_once([whole], (4, 6))
+    assert covers_once([(range(4), range(2)), (range(4), range(2, 6))], (4, 6))
+    assert not covers_once([(range(4), range(3)), (range(4), range(2, 6))], (4, 6))
+    assert not covers_once([(range(4), range(2)), (range(4), range(3, 6))], (4, 6))
+    assert not covers_once([whole, whole], (4, 6))
+
+
+def test_glue_joins_only_what_is_adjacent_on_both_sides() -> None:
+    leaf = lazysd.from_torch(torch.arange(24).reshape(4, 6))
+    left, right = leaf[:, :2].permute(1, 0), leaf[:, 2:].permute(1, 0)
+    joined = glue([*pieces_of(left, full_box(left.dims)), *pieces_of(right, full_box(right.dims), 8)])
+    assert [piece.box for piece in joined] == [(range(4), range(6))]
+    apart = glue([*pieces_of(left, full_box(left.dims)), *pieces_of(right, full_box(right.dims), 9)])
+    assert len(apart) == 2
+    swapped = glue([*pieces_of(right, full_box(right.dims)), *pieces_of(left, full_box(left.dims), 16)])
+    assert len(swapped) == 2
+
+
+def test_budget_decides_workers_and_tiles(golden: Path) -> None:
+    converted = lazysd.open(golden / "qwen3_moe_tiny").convert("nemo")
+    assert make_plan(converted, max_memory="1GB", workers=7).workers == 7
+    tight = make_plan(converted, max_memory="17MB", workers=7)
+    assert tight.workers < 7
+    assert tight.peak_nbytes <= 17_000_000
+    with pytest.raises(lazysd.errors.MemoryBudgetError, match="would do is 17MB"):
+        make_plan(converted, max_memory="2MB")
+    with pytest.raises(ValueError, match="at least 1"):
+        make_plan(converted, workers=0)
+
+
+@pytest.mark.parametrize(
+    ("text", "nbytes"),
+    [
+        (1000, 1000),
+        ("1000", 1000),
+        ("5GB", 5 * 10**9),
+        ("5gb", 5 * 10**9),
+        ("1GiB", 2**30),
+        ("1.5 kB", 1500),
+        ("2M", 2 * 10**6),
+    ],
+)
+def test_sizes(text: int | str, nbytes: int) -> None:
+    assert parse_size(text) == nbytes
+
+
+@pytest.mark.parametrize("text", ["", "GB", "-1", "5XB", "1e9", 0, "0", True, "nan"])
+def test_sizes_that_are_none(text: int | str) -> None:
+    with pytest.raises(ValueError, match="size"):
+        parse_size(text)
