@@ -1,0 +1,32 @@
+"""Draw terminal output as an SVG, commands and comments in colour.
+
+python scripts/picture.py < output.txt > docs/demo.svg
+"""
+
+from __future__ import annotations
+
+import html
+import sys
+
+LINE, CHAR, MARGIN = 18, 7.85, 16
+
+
+def draw(lines: list[str]) -> str:
+    """One text element a line on a dark panel."""
+    width = max(len(line) for line in lines) * CHAR + 2 * MARGIN
+    height = len(lines) * LINE + 2 * MARGIN
+    rows = []
+    for number, line in enumerate(lines):
+        colour = {"#": "#8b949e", "$": "#7ee787"}.get(line[:1], "#e6edf3")
+        y = MARGIN + LINE * (number + 0.75)
+        rows.append(f'<text x="{MARGIN}" y="{y:g}" fill="{colour}" xml:space="preserve">{html.escape(line)}</text>')
+    return (
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width:g} {height:g}" '
+        f'width="{width:g}" height="{height:g}" '
+        'font-family="ui-monospace, SFMono-Regular, Menlo, Consolas, monospace" font-size="13">\n'
+        f'<rect width="100%" height="100%" rx="8" fill="#0d1117"/>\n' + "\n".join(rows) + "\n</svg>\n"
+    )
+
+
+if __name__ == "__main__":
+    sys.stdout.write(draw(sys.stdin.read().strip().splitlines()))
