@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import re
+import struct
+import time
 from html.parser import HTMLParser
+from math import prod
 from pathlib import Path
 
 import pytest
@@ -119,3 +123,68 @@ def test_scalars_and_empty() -> None:
 
 def test_one_key_of_many_dots() -> None:
     parsed({"a." * 3000 + "w": lazysd.from_torch(torch.zeros(1))})
+
+
+def test_layered_graphs_are_capped() -> None:
+    """Every level with four kinds of inputs would be thousands of boxes."""
+    kinds = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
+
+    def layer(depth: int, start: int) -> lazysd.LazyTensor:
+        if not depth:
+            return lazysd.from_torch(torch.zeros(4 + start, 4))
+        return lazysd.concat([layer(depth - 1, 4 * start + n).to(kind).to(torch.int8) for n, kind in enumerate(kinds)])
+
+    checker = parsed(layer(4, 0))
+    assert 10 < checker.tags.count("rect") <= 41
+    assert "… the rest of the graph" in checker.text
+
+
+def test_names_of_any_length_stay_short() -> None:
+    weight = lazysd.from_torch(torch.zeros(1))
+    long = {f"{'k' * 100_000}{n}x.w": weight for n in range(20)}
+    scattered = {f"l.{n * n}.w": weight for n in range(3000)}  # one row whose list of numbers has no ranges
+    for shown in (long, scattered):
+        assert len(to_html(shown)) < 12_000
+    assert "l.{0-1,4,9,16," in to_html(scattered)
+
+
+def test_a_large_checkpoint_takes_a_moment_and_little_space(tmp_path: Path) -> None:
+    """The shape of Qwen3-235B-A22B, 36,945 tensors, sparse on disk."""
+    header, end = {}, 0
+    shapes: dict[str, tuple[int, ...]] = {"model.embed_tokens.weight": (151936, 4096), "model.norm.weight": (4096,)}
+    for layer in range(94):
+        shapes |= {f"model.layers.{layer}.self_attn.{name}_proj.weight": (4096, 4096) for name in "qkvo"}
+        shapes[f"model.layers.{layer}.mlp.gate.weight"] = (128, 4096)
+        for expert in range(128):
+            for name, dims in (("gate", (1536, 4096)), ("up", (1536, 4096)), ("down", (4096, 1536))):
+                shapes[f"model.layers.{layer}.mlp.experts.{expert}.{name}_proj.weight"] = dims
+    for key, dims in shapes.items():
+        header[key] = {"dtype": "BF16", "shape": dims, "data_offsets": (end, end := end + 2 * prod(dims))}
+    text = json.dumps(header).encode()
+    with open(tmp_path / "model.safetensors", "wb") as file:
+        file.write(struct.pack("<Q", len(text)) + text)
+        file.truncate(8 + len(text) + end)
+    ckpt = lazysd.open(tmp_path)
+    started = time.perf_counter()
+    page = to_html(ckpt)
+    assert time.perf_counter() - started < 1
+    assert len(page) < 6000
+    assert f"{len(shapes)} tensors" in page
+    assert "experts.{0-127}" in page
+
+
+def test_boxes_that_stand_for_several_files_name_no_offset(tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        save_file({f"{name}.{n}": torch.zeros(2) for n in range(3)}, tmp_path / f"{name}.safetensors")
+    a, b = (lazysd.open(tmp_path / f"{name}.safetensors") for name in "ab")
+    text = parsed(lazysd.stack(list(a.values()))).text
+    assert any(re.fullmatch(r"a\.safetensors  f32\[2\]  × 3", part) for part in text)
+    assert any(
+        re.fullmatch(r"2 files  f32\[2\]  × 6", part) for part in parsed(lazysd.stack([*a.values(), *b.values()])).text
+    )
+    assert any(re.fullmatch(r"a\.safetensors @ \d+  f32\[2\]", part) for part in parsed(a["a.0"]).text)
+
+
+def test_singular_and_plural() -> None:
+    assert ": 1 tensor, 4 B" in to_html({"w": lazysd.from_torch(torch.zeros(1))})
+    assert ": 0 tensors, 0 B" in to_html({})
