@@ -12,6 +12,7 @@ from .pattern import parse_axes, parse_key
 from .registry import all_layouts, get, names, register
 from .rewriting import apply
 from .rule import Layout, LoraNames, Rule
+from .spread import spread_experts
 
 __all__ = [
     "GENERATIONS",
