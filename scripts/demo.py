@@ -42,24 +42,30 @@ def build(dst: Path) -> None:
     (dst / "config.json").write_text(json.dumps(config | {"num_hidden_layers": LAYERS}))
 
 
-def step(title: str, command: str) -> None:
-    """Show a command, run it, stop the demo if it fails."""
-    print(f"\n# {title}\n$ lazysd {command}", flush=True)
-    subprocess.run([sys.executable, "-m", "lazysd", *shlex.split(command)], check=True, cwd=OUT)
+# (what it shows, command line without `lazysd`), run in the folder that holds hf/
+STEPS = [
+    ("what is in it: headers only, no torch", "inspect hf"),
+    ("what a conversion would do, proved before a byte moves", "plan hf --to nemo"),
+    ("Hugging Face -> NeMo, streamed, then read back and compared", "convert hf nemo --to nemo --verify"),
+    ("and back again", "convert nemo back --to hf"),
+    ("the round trip, bit for bit", "verify back --against hf"),
+    (
+        "one expert of a grouped tensor, straight from the Hugging Face files",
+        'show hf model.layers.1.mlp.experts.gate_and_up_projs --to nemo --slice "7, :3, ::96"',
+    ),
+]
 
 
 def main() -> None:
+    """Show each command, run it, and stop at the first that fails."""
     if OUT.exists():
         shutil.rmtree(OUT)
     build(OUT / "hf")
-    step("what is in it: headers only, no torch", "inspect hf")
-    step("what a conversion would do, proved before a byte moves", "plan hf --to nemo")
-    step("Hugging Face -> NeMo, streamed, then read back and compared", "convert hf nemo --to nemo --verify")
-    step("and back again", "convert nemo back --to hf")
-    step("the round trip, bit for bit", "verify back --against hf")
-    key = "model.layers.1.mlp.experts.gate_and_up_projs"
-    one = f'show hf {key} --to nemo --slice "7, :3, ::96"'
-    step("one expert of a grouped tensor, straight from the Hugging Face files", one)
+    for title, command in STEPS:
+        print(f"\n# {title}\n$ lazysd {command}", flush=True)
+        done = subprocess.run([sys.executable, "-m", "lazysd", *shlex.split(command)], check=False, cwd=OUT)
+        if done.returncode:
+            raise SystemExit(done.returncode)  # the command has said why
     print(f"\nEverything is in {OUT.name}/. Next: `python -m lazysd --help`, README.md, notebooks/.")
 
 

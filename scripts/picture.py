@@ -1,6 +1,6 @@
-"""Draw terminal output as an SVG, commands and comments in colour.
+"""Draw what the demo prints as an SVG that fits a README, commands and comments in colour.
 
-python scripts/picture.py < output.txt > docs/demo.svg
+python scripts/demo.py | python scripts/picture.py > docs/demo.svg
 """
 
 from __future__ import annotations
@@ -9,6 +9,22 @@ import html
 import sys
 
 LINE, CHAR, MARGIN = 18, 7.85, 16
+COMMANDS = ("inspect", "plan", "convert hf", "show")  # the steps of the demo that are drawn
+MAX_LINES = 13  # of a step; what is left out in the middle is marked
+
+
+def chosen(output: str) -> list[str]:
+    """The lines that are drawn: some steps, each with its beginning and its last line."""
+    lines: list[str] = []
+    for step in output.strip().split("\n# "):
+        title, _, rest = step.partition("\n")
+        if not rest.startswith(tuple(f"$ lazysd {command}" for command in COMMANDS)):
+            continue
+        body = rest.split("\n\nEverything is in")[0].rstrip().splitlines()
+        if len(body) > MAX_LINES:
+            body = [*body[: MAX_LINES - 2], "…", body[-1]]
+        lines += ["", f"# {title.removeprefix('# ')}", *body]
+    return lines[1:]
 
 
 def draw(lines: list[str]) -> str:
@@ -29,4 +45,4 @@ def draw(lines: list[str]) -> str:
 
 
 if __name__ == "__main__":
-    sys.stdout.write(draw(sys.stdin.read().strip().splitlines()))
+    sys.stdout.write(draw(chosen(sys.stdin.read())))
