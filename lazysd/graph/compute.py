@@ -127,6 +127,9 @@ class Dequantize(Computed):
 class AddMatmul(Computed):
     """base (..., M, N) + scale * A (..., M, r) @ B (..., r, N), in float32, rounded once to the base's dtype.
 
+    A float64 base is added to in float64. The rank's terms are added one after the other, element by element: a matrix
+    product may add in another order for another shape, and the bits would depend on how a tile was cut.
+
     Source: the LoRA update, W + scale * B A; here in the orientation of the operands given.
     """
 
@@ -144,8 +147,15 @@ class AddMatmul(Computed):
         return [(base, box), (a, (*box[:-1], rank)), (b, (*box[:-2], rank, box[-1]))]
 
     def compute(self, target: torch.Tensor, operands: list[torch.Tensor], box: Box) -> None:
-        base, a, b = operands
-        target.copy_(base.float() + (a.float() @ b.float()) * self.scale)
+        import torch
+
+        base = operands[0]
+        a, b = (factor.to(torch.promote_types(base.dtype, torch.float32)) for factor in operands[1:])
+        total, term = (torch.zeros(base.shape, dtype=a.dtype, device=base.device) for _ in range(2))
+        for k in range(a.shape[-1]):
+            torch.mul(a[..., k : k + 1], b[..., k : k + 1, :], out=term)
+            total.add_(term)
+        target.copy_(total.mul_(self.scale).add_(base))
 
     def lossy(self, node: LazyTensor) -> str | None:
         return "merge of a LoRA update"
