@@ -9,7 +9,7 @@ from .detect import detect
 from .generation import check_stated
 from .lora import GENERATIONS
 from .pattern import parse_axes, parse_key
-from .registry import all_layouts, get, names, register
+from .registry import all_layouts, get, names, register, resolve
 from .rewriting import apply
 from .rule import Layout, LoraNames, Rule
 from .spread import spread_experts
@@ -32,5 +32,6 @@ __all__ = [
     "parse_axes",
     "parse_key",
     "register",
+    "resolve",
     "spread_experts",
 ]

@@ -9,13 +9,13 @@ from math import sqrt
 from typing import Any
 
 from ..errors import LayoutError
-from .rule import Layout
+from .rule import Layout, LoraNames
 
 CONFIG, STAMP = "adapter_config.json", "automodel_peft_config.json"
 STAMP_KEY = "paramwrapper_layout"
 _STAMPS = {"peft-0.18": "peft-0.18", "peft-0.19.1": "peft-0.19"}
 _FIRST_VERSION = {"peft-0.18": "0.18.1", "peft-0.19": "0.19.1"}  # written where no version of the generation is there
-_FIELDS = (
+FIELDS = (  # of adapter_config.json that a caller may state
     *("r", "lora_alpha", "rank_pattern", "alpha_pattern", "use_rslora", "use_dora", "peft_version", "peft_type"),
     *("target_modules", "target_parameters", "modules_to_save", "fan_in_fan_out", "bias", "lora_bias"),
 )
@@ -44,7 +44,7 @@ class AdapterConfig:
 
     def stating(self, config: Mapping[str, Any] | None) -> AdapterConfig:
         """With what the caller states (`config={"r": 8, …}`) put over what the file says."""
-        given = {name: config[name] for name in _FIELDS if name in config} if config else {}
+        given = {name: config[name] for name in FIELDS if name in config} if config else {}
         return replace(self, values={**self.values, **given}) if given else self
 
     def files(self) -> dict[str, dict[str, Any]]:
@@ -140,17 +140,14 @@ def adapter_config_for(layout: Layout, config: AdapterConfig, adapted: Adapted, 
         return config
     values = {"peft_type": "LORA", **config.values}
     targets = list(values.get("target_parameters") or [])
-    others = [target for target in targets if not any(_covers(target, name) for name in names)]
     apart = layout.name == "peft-per-expert"
     aliases = {name: expert_modules(layout, name, adapted.num_experts[name]) if apart else [name] for name in names}
     if apart:
-        values["target_parameters"] = others or None
+        values["target_parameters"] = [t for t in targets if not any(_covers(t, name) for name in names)] or None
         wanted = [module for modules in aliases.values() for module in modules]
         values["target_modules"] = _retarget(values.get("target_modules"), set(), wanted, adapted.modules)
     else:
-        short = list(dict.fromkeys(_end_of(name) for name in names))
-        missing = [end for end in short if not any(_covers(target, end) or _covers(end, target) for target in targets)]
-        values["target_parameters"] = [*targets, *missing]
+        values["target_parameters"] = _target_parameters(targets, names, layout.lora)
         gone = set()
         if origin.name == "peft-per-expert":
             gone = {m for name in names for m in expert_modules(layout, name, adapted.num_experts[name])}
@@ -164,6 +161,26 @@ def adapter_config_for(layout: Layout, config: AdapterConfig, adapted: Adapted, 
         if stamped is not None:
             stamped[STAMP_KEY] = next(stamp for stamp, name in _STAMPS.items() if name == layout.name)
     return _with_patterns(AdapterConfig(values, stamped), adapted.parameters, aliases)
+
+
+def _target_parameters(targets: list[str], names: list[str], lora: LoraNames) -> list[str]:
+    """target_parameters that name every wrapped parameter of `names`, and no other of the same modules.
+
+    PEFT nests two wrappers where both parameters of a module are named, and then reads other keys: a name that also
+    covers a parameter without LoRA gives way to the full names.
+    """
+    absent = {
+        parameter
+        for module in dict.fromkeys(name.rsplit(".", 1)[0] for name in names)
+        for parameter in (f"{module}.{lora.inner}", f"{module}.{lora.outer}")
+        if parameter not in names
+    }
+    kept = [target for target in targets if not any(_covers(target, name) for name in absent)]
+    for name in names:
+        if not any(_covers(target, name) for target in kept):
+            short = _end_of(name)
+            kept.append(name if any(_covers(short, other) for other in absent) else short)
+    return kept
 
 
 def _retarget(targets: Any, gone: set[str], wanted: list[str], modules: tuple[str, ...]) -> list[str]:
@@ -223,7 +240,8 @@ def _with_patterns(
             for name, value in found.items():
                 shown = end if len(everywhere) == 1 else name
                 patterns[_regex_of(shown, aliases[name])] = value
-        values[place] = {**patterns, **(values.get(place) or {})}
+        stale = values.get(place) or {}  # the first pattern that matches counts
+        values[place] = patterns | {key: value for key, value in stale.items() if key not in patterns}
     return replace(config, values=values)
 
 

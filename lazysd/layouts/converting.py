@@ -14,6 +14,7 @@ from .rule import Layout, LoraNames
 
 NO_ADAPTER = AdapterConfig()
 _WRAPPED = ("lora_A.weight", "lora_B.weight")
+_MODULE_ENDS = (".lora_A.weight", ".lora_embedding_A")  # of other modules than experts, whose keys pass through
 _INNER = "base_layer."
 
 
@@ -34,8 +35,7 @@ def convert(
         adapter: what adapter_config.json says, where there is one: ranks unfold what PEFT folds.
         merge_rank: per-expert LoRA whose gate and up differ becomes one LoRA of twice the rank.
     """
-    hub = to_hub(tensors, origin, sizes, adapter, merge_rank, check=target.is_hub)
-    return from_hub(hub, target, sizes)
+    return convert_adapter(tensors, origin, target, sizes, adapter, merge_rank)[0]
 
 
 def convert_adapter(
@@ -49,7 +49,9 @@ def convert_adapter(
     """As convert(), and what adapter_config.json has to say about the result."""
     hub = to_hub(tensors, origin, sizes, adapter, merge_rank, check=target.is_hub)
     held = adapted(hub, origin, adapter, merge_rank)
-    return from_hub(hub, target, sizes), adapter_config_for(target, adapter, held, origin)
+    stays = origin is target and not merge_rank  # gate and up need not share a lora_A where they stay apart
+    made = dict(tensors) if stays else from_hub(hub, target, sizes)
+    return made, adapter_config_for(target, adapter, held, origin)
 
 
 def to_hub(
@@ -173,13 +175,14 @@ def _folds(tensors: Mapping[str, LazyTensor], layout: Layout) -> Iterator[tuple[
     names = layout.lora
     for rule in layout.rules if names else ():
         assert names is not None
-        axis = next((k for k, group in enumerate(parse_axes(rule.axes, rule.shared)[1].groups) if "r" in group), 0)
-        if len(parse_axes(rule.axes, rule.shared)[1].groups) == 0 or "(" not in rule.axes.split("->")[1]:
+        groups = parse_axes(rule.axes, rule.shared)[1].groups
+        axis = next((k for k, group in enumerate(groups) if {"e", "r"} <= set(group)), None)
+        if axis is None:
             continue
         template = parse_key(rule.to)
         parameter = names.outer if "lora_down_" in rule.hf else names.inner
         for key, node in tensors.items():
-            if template.match(key) and node.ndim == 2:
+            if template.match(key) and node.ndim == len(groups):
                 module = key.rsplit(".", 2)[0].removesuffix("." + _INNER[:-1])
                 yield key, node.dims[axis], f"{parameter_name(module)}.{parameter}"
 
@@ -236,7 +239,5 @@ def adapted(hub: Mapping[str, LazyTensor], origin: Layout, adapter: AdapterConfi
             alpha = alpha * (sqrt(2) if adapter.values.get("use_rslora") else 2)
         num_experts[name] = experts
         parameters[name] = (rank, alpha)
-    modules = tuple(
-        parameter_name(key.removesuffix("." + _WRAPPED[0])) for key in hub if key.endswith("." + _WRAPPED[0])
-    )
+    modules = tuple(parameter_name(key.removesuffix(end)) for key in hub for end in _MODULE_ENDS if key.endswith(end))
     return Adapted(parameters, num_experts, modules)

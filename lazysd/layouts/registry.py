@@ -24,9 +24,14 @@ def all_layouts(family: str | None = None) -> list[Layout]:
     return [layout for layout in _LAYOUTS.values() if family in (None, layout.family)]
 
 
+def resolve(name: str) -> str:
+    """The name behind an alias; other names as they are."""
+    return ALIASES.get(name, name)
+
+
 def get(name: str, family: str | None = None) -> Layout:
     """The layout of that name. Raises LayoutError naming the ones there are."""
-    found = [layout for layout in all_layouts(family) if layout.name == ALIASES.get(name, name)]
+    found = [layout for layout in all_layouts(family) if layout.name == resolve(name)]
     if not found:
         known = ", ".join(names(family)) or "none"
         where = f" of family {family!r}" if family else ""
