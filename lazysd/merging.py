@@ -13,7 +13,7 @@ from .graph.methods import cast
 from .graph.node import LazyTensor
 from .graph.ops import Permute
 from .graph.rewrite import build
-from .layouts.adapter import AdapterConfig, parameter_name
+from .layouts.adapter import FIELDS, Adapted, AdapterConfig, parameter_name
 from .layouts.converting import adapted, to_hub
 
 _FACTORS = {
@@ -44,8 +44,15 @@ def merge(
     """The base with the adapter put in: base + scale * lora_B @ lora_A for every wrapped weight, as a view.
 
     Nothing is read here. What is read later is the weight and its two factors, tile by tile; the sum is taken in
-    float32 and rounded once to the dtype of the base. Rank, alpha, rank_pattern, alpha_pattern and use_rslora are
-    honoured; modules_to_save and trained biases replace the base's. Plans label the result lossy.
+    float32 (float64 for a float64 base) and rounded once to the dtype of the base, to the same bits however it is cut
+    into tiles. Rank, alpha, rank_pattern, alpha_pattern and use_rslora are honoured; modules_to_save and trained biases
+    replace the base's. Plans label the result lossy.
+
+    >>> import lazysd
+    >>> from lazysd.merging import merge
+    >>> base = lazysd.open("tests/golden/qwen3_moe_tiny")
+    >>> merge(base, lazysd.open("tests/golden/peft_paramwrapper_r3"), to="nemo").plan().lossy
+    ('merge of a LoRA update (40 tensors)',)
 
     Args:
         base: a checkpoint in any layout.
@@ -58,16 +65,17 @@ def merge(
         LayoutError: a key of the adapter that finds no weight, factors that do not fit, DoRA and other forms of LoRA
             that are more than a product of two factors.
     """
-    config = {**(base.config or {}), **(config or {})}
+    said = (adapter.adapter or AdapterConfig()).stating(config)
+    _check_settings(said)
+    config = {**(base.config or {}), **{key: value for key, value in (config or {}).items() if key not in FIELDS}}
     hub: dict[str, LazyTensor] = dict(base)
     family = base.family
     origin = layouts.get(base.layout, family) if base.layout else None
-    sizes = origin.config_sizes(config) if origin else {}
     if origin is not None:
-        hub = dict(to_hub(base, origin, sizes))
-    update = _per_expert(adapter, hub, source, family, config)
-    for key, node in _updates(hub, update):
-        hub[key] = node
+        hub = dict(to_hub(base, origin, origin.config_sizes(config)))
+    stated = {"adapter": said, "layout": adapter._layout, "family": adapter._family}
+    update = _per_expert(adapter._with(dict(adapter), **stated), hub, source, family, config)
+    hub |= _updates(hub, update)
     files = tuple(dict.fromkeys((*base.files, *adapter.files)))
     merged = base._with(hub, files=files, layout="hf" if origin else None, family=family, config=config or None)
     target = to or base.layout
@@ -84,14 +92,12 @@ def _per_expert(
     config: dict[str, Any],
 ) -> Checkpoint:
     """The adapter as one pair of factors for each weight of the hub."""
-    said = (adapter.adapter or AdapterConfig()).stating(config)
-    _check_settings(said)
     if family is None:
-        return adapter._with(dict(adapter), adapter=said)
-    known = {**_sizes_of(hub, family), **config}
-    if source is None and layouts.detect(adapter, known, family, said) is None:
-        return adapter._with(dict(adapter), adapter=said)
-    return adapter.convert("peft-per-expert", source=source, family=family, config=known)
+        return adapter
+    sizes = {key: value for key, value in config.items() if key not in FIELDS} | _sizes_of(hub, family)
+    if source is None and adapter._layout is None and layouts.detect(adapter, sizes, family, adapter.adapter) is None:
+        return adapter
+    return adapter.convert("peft-per-expert", source=source, family=family, config=sizes)
 
 
 def _sizes_of(hub: Mapping[str, LazyTensor], family: str) -> dict[str, int]:
@@ -120,25 +126,31 @@ def _check_settings(said: AdapterConfig) -> None:
         )
 
 
-def _updates(hub: Mapping[str, LazyTensor], update: Checkpoint) -> list[tuple[str, LazyTensor]]:
-    """The base's keys that change, each with its new node. Every key of the adapter is used, or an error."""
-    result: list[tuple[str, LazyTensor]] = []
-    used: set[str] = set()
+def _updates(hub: Mapping[str, LazyTensor], update: Checkpoint) -> dict[str, LazyTensor]:
+    """The base's keys that change, each with its new node. Every key of the adapter is used, and once, or an error."""
+    result: dict[str, LazyTensor] = {}
+    used: dict[str, str] = {}  # key of the adapter -> weight of the base
     said = update.adapter or AdapterConfig()
     for key, node in update.items():
         name = parameter_name(key)
         module, factor = next(
             ((name.removesuffix("." + end), end) for end in _FACTORS if name.endswith("." + end)), ("", "")
         )
+        weight, made = name, None
         if factor:
             other = key.removesuffix(factor) + _FACTORS[factor]
             weight = module + ".weight"
             if weight in hub and other in update:
-                used |= {key, other}
-                result.append((weight, _merged(weight, hub, node, update[other], said, "embedding" in factor)))
+                used[other] = weight
+                made = _merged(weight, hub, node, update[other], said, "embedding" in factor)
         elif name in hub and not name.endswith(tuple(_REFUSED_KEYS)):
-            used.add(key)
-            result.append((name, _replaced(name, hub[name], node)))
+            made = _replaced(name, hub[name], node)
+        if made is None:
+            continue
+        if weight in result:
+            both = ", ".join([*(one for one, place in used.items() if place == weight), key])
+            raise LayoutError(f"{weight}: the adapter holds two updates of it ({both}); leave one of them out")
+        result[weight], used[key] = made, weight
     left = [key for key in update if key not in used]
     if left:
         reasons = {why for end, why in _REFUSED_KEYS.items() if any(key.endswith("." + end) for key in left)}
@@ -218,10 +230,9 @@ def adapter_summary(ckpt: Checkpoint) -> dict[str, Any]:
     try:
         if ckpt.layout is None or ckpt.family is None:
             return summary
-        origin = layouts.get(ckpt.layout, ckpt.family)
         summary["layout"] = ckpt.layout
         summary["generation"] = ckpt.layout if ckpt.layout in layouts.GENERATIONS else None
-        held = adapted(to_hub(ckpt, origin, origin.config_sizes(ckpt.config), said), origin, said)
+        held = _held(ckpt, said)
     except LayoutError as error:
         return {**summary, "problem": str(error)}
     ranks = {rank for rank, _ in held.parameters.values()} | {said.rank(module) for module in held.modules}
@@ -233,6 +244,22 @@ def adapter_summary(ckpt: Checkpoint) -> dict[str, Any]:
         "wrapped_parameters": sorted({name.rsplit(".", 1)[1] for name in held.parameters}),
         "wrapped_modules": sorted({name.rsplit(".", 1)[1] for name in held.modules}),
     }
+
+
+def _held(ckpt: Checkpoint, said: AdapterConfig) -> Adapted:
+    """What an adapter's tensors hold, in a layout that is known."""
+    origin = layouts.get(ckpt.layout or "", ckpt.family)
+    return adapted(to_hub(ckpt, origin, origin.config_sizes(ckpt.config), said), origin, said)
+
+
+def scales(ckpt: Checkpoint) -> dict[str, float]:
+    """What adapter_config.json has each wrapped parameter's and module's update multiplied by; empty without one."""
+    said = ckpt.adapter
+    if said is None or ckpt.layout is None:
+        return {}
+    held = _held(ckpt, said)
+    pairs = {**held.parameters, **{module: (said.rank(module), said.alpha(module)) for module in held.modules}}
+    return {name: said.scale(rank, alpha) for name, (rank, alpha) in pairs.items() if rank and alpha is not None}
 
 
 def _one(values: set[Any], default: Any) -> Any:
