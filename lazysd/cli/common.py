@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+from math import isfinite
 from typing import Any
 
 from .. import dtypes
@@ -59,7 +60,35 @@ def add_conversion(parser: argparse.ArgumentParser, required: bool = True) -> No
     parser.add_argument("--to", metavar="LAYOUT", required=required, help="target layout (see `lazysd layouts`)")
     parser.add_argument("--from", dest="source", metavar="LAYOUT", help="source layout, if detection should not decide")
     parser.add_argument("--dtype", type=dtype, metavar="DTYPE", help="cast floating-point tensors, e.g. bf16")
+    add_adapter_numbers(parser)
+    parser.add_argument(
+        "--merge-rank",
+        action="store_true",
+        help="per-expert LoRA whose gate and up differ: keep both, exactly, at twice the rank",
+    )
+
+
+def add_adapter_numbers(parser: argparse.ArgumentParser) -> None:
+    """Numbers that JSON files state, for checkpoints and adapters that come without them."""
     parser.add_argument("--num-experts", type=count, metavar="E", help="for files without a config.json")
+    parser.add_argument("--lora-alpha", type=alpha, metavar="ALPHA", help="for adapters without an adapter_config.json")
+
+
+def alpha(text: str) -> float:
+    """An argparse type: a finite number, whole where it is written so."""
+    try:
+        value = int(text) if text.lstrip("-").isdecimal() else float(text)
+    except ValueError:
+        value = float("nan")
+    if not isfinite(value):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number")
+    return value
+
+
+def stated(args: argparse.Namespace) -> dict[str, Any]:
+    """What the command line states in place of JSON files."""
+    given = {"num_experts": args.num_experts, "lora_alpha": getattr(args, "lora_alpha", None)}
+    return {name: value for name, value in given.items() if value is not None}
 
 
 def add_limits(parser: argparse.ArgumentParser) -> None:
@@ -91,10 +120,9 @@ def opened(path: str, args: argparse.Namespace) -> Checkpoint:
 def converted(checkpoint: Checkpoint, args: argparse.Namespace) -> Checkpoint:
     """The checkpoint in the layout and dtype asked for."""
     if args.to:
-        config = checkpoint.config
-        if args.num_experts:
-            config = {**(config or {}), "num_experts": args.num_experts}
-        checkpoint = checkpoint.convert(args.to, source=args.source, config=config)
+        given = stated(args)
+        config = {**(checkpoint.config or {}), **given} if given else checkpoint.config
+        checkpoint = checkpoint.convert(args.to, source=args.source, config=config, merge_rank=args.merge_rank)
     if args.dtype:
         if any(node.code.startswith("F8") for node in checkpoint.values()):
             raise LayoutError("--dtype would cast raw FP8 codes without their scales; dequantise the checkpoint first")

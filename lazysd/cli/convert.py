@@ -68,16 +68,18 @@ def write(result: object, args: argparse.Namespace) -> int:
     options: dict[str, Any] = {"max_shard_size": args.max_shard_size, "max_memory": args.max_memory}
     options |= {"overwrite": args.overwrite, "resume": not args.no_resume, "progress": wants_progress(args)}
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:  # started by torchrun: every rank writes its share
-        from ..distributed import save as distributed
+        from ..distributed import save, world
 
-        plan = distributed.save(result, args.dst, workers_per_rank=args.workers, **options)
-        if distributed.world().rank > 0:
+        plan = save(result, args.dst, workers_per_rank=args.workers, **options)
+        if world().rank > 0:
             return 0
     else:
         plan = result.save(args.dst, workers=args.workers, **options)
     seconds = time.perf_counter() - started
     if plan.lossy:
         say(args, "lossy: " + "; ".join(plan.lossy))
+    if result.adapter is not None and not result.is_adapter:
+        say(args, "no adapter_config.json is written, for nothing states lora_alpha; state it with --lora-alpha")
     data = plan.as_dict() | {"dst": str(args.dst), "layout": result.layout, "seconds": round(seconds, 3)}
     text = (
         f"{args.dst}: {plan.num_tensors} tensors, {format_nbytes(plan.write_nbytes)} in {len(plan.shards)} "

@@ -7,14 +7,17 @@ from __future__ import annotations
 
 import argparse
 
-from .common import CHECK_FAILED, add_filters, add_json, add_verbosity, count, emit, opened, wants_progress
-from .verify import MAX_SHOWN
+from .. import layouts
+from .common import CHECK_FAILED, add_filters, add_json, add_verbosity, count, emit, opened, stated, wants_progress
+from .verify import MAX_SHOWN, add_scales, in_layout
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("a", metavar="A", help="a checkpoint")
     parser.add_argument("b", metavar="B", help="another checkpoint")
     parser.add_argument("--no-values", action="store_true", help="compare keys, shapes and dtypes only; reads no data")
+    parser.add_argument("--from", dest="source", metavar="LAYOUT", help="layout of B, if detection should not decide")
+    parser.add_argument("--to", metavar="LAYOUT", help="layout of A, if detection should not decide")
     parser.add_argument("--num-experts", type=count, metavar="E", help="for files without a config.json")
     parser.add_argument("--workers", type=count, metavar="N", help="threads (default: one a CPU)")
     add_filters(parser)
@@ -27,12 +30,14 @@ def run(args: argparse.Namespace) -> int:
     from ..execute.progress import reporter
 
     with opened(args.a, args) as a, opened(args.b, args) as b, reporter(wants_progress(args)) as report:
-        if a.layout and b.layout and a.layout != b.layout:
-            config = a.config or b.config
-            if args.num_experts:
-                config = {**(config or {}), "num_experts": args.num_experts}
-            b = b.convert(a.layout, config=config)
+        layout, other = args.to or a.layout, args.source or b.layout
+        if layout and other and layouts.resolve(layout) != layouts.resolve(other):
+            config = {**(a.config or b.config or {}), **stated(args)} or None
+            b = b.convert(layout, source=args.source, config=config)
         comparison = compare(a, b, ("A", "B"), args.workers, report, values=not args.no_values)
+        if layout and other and not (args.include or args.exclude):
+            first, second = (in_layout(side, layout, b._family) for side in (a, b))
+            add_scales(comparison, first, second, ("A", "B"))
     kinds: dict[str, int] = {}
     for difference in comparison.differences:
         kinds[difference.kind] = kinds.get(difference.kind, 0) + 1

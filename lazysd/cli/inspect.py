@@ -11,6 +11,7 @@ from ..checkpoint import Checkpoint
 from ..display.text import printable, tree
 from ..errors import LayoutError
 from ..graph.node import format_nbytes
+from ..merging import adapter_summary
 from .common import add_json, add_source, emit, opened
 
 
@@ -52,7 +53,30 @@ def summary(checkpoint: Checkpoint) -> dict[str, Any]:
         "files": len(checkpoint.files),
         "metadata": checkpoint.metadata,
     }
+    if checkpoint.adapter is not None or any(".lora_" in key for key in checkpoint):
+        data["adapter"] = adapter_summary(checkpoint)
     return data
+
+
+def _adapter_lines(found: dict[str, Any]) -> list[str]:
+    """What an adapter holds, for people."""
+
+    def shown(value: Any) -> str:
+        several = ", ".join(map(str, value)) if isinstance(value, (list, tuple)) else str(value)
+        return printable(several) if value not in (None, []) else "unknown"
+
+    scale = "alpha / sqrt(rank)" if found["rslora"] else "alpha / rank"
+    experts = f", {shown(found['num_experts'])} experts" if found["num_experts"] is not None else ""
+    written = f"peft {shown(found['peft_version'])}" if found["peft_version"] is not None else "no peft_version"
+    targets = [*(found.get("wrapped_parameters") or ()), *(found.get("wrapped_modules") or ())]
+    nothing = "generation undecided" if found["layout"] is None else f"layout {found['layout']}, of no PEFT generation"
+    lines = [
+        f"adapter  LoRA of rank {shown(found['rank'])}, alpha {shown(found['alpha'])}, scale {scale}{experts}",
+        f"         {shown(found['generation'] or nothing)} ({written})",
+        f"         targets {shown(targets or found['target_parameters'] or found['target_modules'])}",
+        f"         {found['tensors']} tensors, {format_nbytes(found['nbytes'])}",
+    ]
+    return lines + ([f"         problem: {printable(found['problem'])}"] if found["problem"] else [])
 
 
 def _text(checkpoint: Checkpoint, data: dict[str, Any], every_key: bool) -> str:
@@ -63,6 +87,7 @@ def _text(checkpoint: Checkpoint, data: dict[str, Any], every_key: bool) -> str:
         f"layout   {printable(data['layout'] or 'none known')}" + (f" ({data['family']})" if data["family"] else ""),
         f"tensors  {data['tensors']:,} in {files}, {data['parameters']:,} parameters",
         f"bytes    {format_nbytes(data['nbytes'])} ({types})" if types else "bytes    0",
+        *(_adapter_lines(data["adapter"]) if "adapter" in data else ()),
         "",
     ]
     if every_key:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 
 from ..opening import open as open_checkpoint
-from .common import count, dtype
+from .common import add_adapter_numbers, stated
 from .convert import add_saving, write
 
 
@@ -15,8 +15,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("dst", metavar="DST", help="folder to make")
     parser.add_argument("--to", metavar="LAYOUT", help="layout of the result (default: the base's)")
     parser.add_argument("--from", dest="source", metavar="LAYOUT", help="layout of the adapter, if evidence is lacking")
-    parser.add_argument("--num-experts", type=count, metavar="E", help="for bases without a config.json")
-    parser.add_argument("--dtype", type=dtype, metavar="DTYPE", help=argparse.SUPPRESS)
+    add_adapter_numbers(parser)
     add_saving(parser)
 
 
@@ -24,4 +23,4 @@ def run(args: argparse.Namespace) -> int:
     from ..merging import merge
 
     with open_checkpoint(args.base) as base, open_checkpoint(args.adapter) as adapter:
-        return write(merge(base, adapter, to=args.to, source=args.source), args)
+        return write(merge(base, adapter, to=args.to, source=args.source, config=stated(args)), args)

@@ -3,11 +3,24 @@
 from __future__ import annotations
 
 import argparse
+from math import isclose
 from typing import TYPE_CHECKING
 
+from .. import layouts
 from ..graph.node import format_nbytes
 from ..opening import open as open_checkpoint
-from .common import CHECK_FAILED, add_filters, add_json, add_verbosity, count, emit, opened, wants_progress
+from .common import (
+    CHECK_FAILED,
+    add_adapter_numbers,
+    add_filters,
+    add_json,
+    add_verbosity,
+    count,
+    emit,
+    opened,
+    stated,
+    wants_progress,
+)
 
 if TYPE_CHECKING:
     from ..checkpoint import Checkpoint
@@ -21,7 +34,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--against", metavar="SRC", required=True, help="the checkpoint it was made from")
     parser.add_argument("--from", dest="source", metavar="LAYOUT", help="layout of SRC, if detection should not decide")
     parser.add_argument("--to", metavar="LAYOUT", help="layout of DST, if detection should not decide")
-    parser.add_argument("--num-experts", type=count, metavar="E", help="for files without a config.json")
+    add_adapter_numbers(parser)
+    parser.add_argument("--merge-rank", action="store_true", help="DST was converted with --merge-rank")
     parser.add_argument("--workers", type=count, metavar="N", help="threads (default: one a CPU)")
     add_filters(parser)
     add_json(parser)
@@ -31,12 +45,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     with opened(args.against, args) as source, open_checkpoint(args.dst) as dst:
         to = args.to or dst.layout
-        config = dst.config or source.config
-        if args.num_experts:
-            config = {**(config or {}), "num_experts": args.num_experts}
-        same = to is None or (to == source.layout and not args.source)
-        expected = source if same else source.convert(str(to), source=args.source, config=config)
+        given = stated(args)
+        config = {**(dst.config or source.config or {}), **given} or None
+        if to is None or (not args.source and not args.merge_rank and to == source.layout):
+            expected = source
+        else:
+            expected = source.convert(to, source=args.source, config=config, merge_rank=args.merge_rank)
         comparison = check(args.dst, expected, args)
+        if not (args.include or args.exclude):
+            family = None if expected is source else expected.family
+            add_scales(comparison, in_layout(dst, to, family), in_layout(expected, to, family), ("DST", "SRC"))
         emit(args, describe(comparison, args.dst, args.against), comparison.as_dict())
     return 0 if comparison.equal else CHECK_FAILED
 
@@ -48,6 +66,30 @@ def check(dst: str, expected: Checkpoint, args: argparse.Namespace) -> Compariso
 
     with open_checkpoint(dst, io="pread") as found, reporter(wants_progress(args)) as report:
         return compare(found, expected, ("DST", "SRC"), args.workers, report)
+
+
+def in_layout(checkpoint: Checkpoint, layout: str | None, family: str | None) -> Checkpoint:
+    """The checkpoint with its layout stated, which evidence may not show; as it is where nothing is known of it."""
+    if layout is None or checkpoint.adapter is None:
+        return checkpoint
+    found = layouts.get(layout, family)
+    return checkpoint._with(dict(checkpoint), layout=found.name, family=found.family)
+
+
+def add_scales(comparison: Comparison, ours: Checkpoint, theirs: Checkpoint, names: tuple[str, str]) -> None:
+    """Adapters with the same factors are not the same where adapter_config.json scales their product otherwise."""
+    from ..execute.compare import Difference
+    from ..merging import scales
+
+    if ours.adapter is None or theirs.adapter is None:
+        return
+    here, there = scales(ours), scales(theirs)
+    for name in sorted(here.keys() & there.keys()):
+        if not isclose(here[name], there[name], rel_tol=1e-9):
+            detail = (
+                f"{names[0]} scales its LoRA by {here[name]:g}, {names[1]} by {there[name]:g} (adapter_config.json)"
+            )
+            comparison.differences.append(Difference(name, "scale", detail))
 
 
 def describe(comparison: Comparison, dst: str, against: str) -> str:
