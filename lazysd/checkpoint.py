@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from fnmatch import fnmatchcase
 from functools import cached_property
@@ -189,7 +190,7 @@ class Checkpoint(Mapping[str, LazyTensor]):
             tensors = layouts.spread_experts(tensors, target, mesh)
         changes: dict[str, Any] = {"layout": target.name, "family": target.family, "config": config}
         if self.adapter is not None or says.values:
-            changed = says.files() if self.adapter is None or says != self.adapter else {}
+            changed = says.files() if says != self.adapter or not self.is_adapter else {}
             changes |= {"adapter": says, "json_files": {**self.json_files, **changed}}
         return self._with(tensors, **changes)
 
@@ -199,7 +200,9 @@ class Checkpoint(Mapping[str, LazyTensor]):
         """What a save would do, proved before any byte moves. Raises LayoutError, MemoryBudgetError."""
         from .execute.plan import make_plan
 
-        stem = "adapter_model" if self.is_adapter else "model"
+        stem = "model"
+        if self.is_adapter:
+            stem, max_shard_size = "adapter_model", sys.maxsize  # PEFT reads adapter_model.safetensors and no shards
         return make_plan(self._tensors, max_shard_size, max_memory, workers, self.metadata, stem)
 
     def save(
@@ -217,6 +220,7 @@ class Checkpoint(Mapping[str, LazyTensor]):
         Args:
             dst: the folder to make. Inside or over the source is refused.
             max_shard_size: bytes of tensors a shard holds at most, or "5GB"; one larger tensor gets its own shard.
+                Adapters are always one file, as PEFT reads no other.
             max_memory: bytes the process may grow by, or "128MB".
             workers: threads; None uses the CPUs there are, as far as max_memory allows.
             overwrite: replace an existing `dst`; it stays as it is until the new one is complete.
