@@ -320,13 +320,7 @@ def test_too_little_space_is_seen_before_the_first_byte(tmp_path: Path, capsys: 
     assert sorted(tmp_path.iterdir()) == before
 
 
-JOURNAL_BUG = "an error while the journal is begun escapes as a plain OSError and leaves the hidden folder behind"
-
-
-@pytest.mark.parametrize(
-    "failing",
-    ["pwrite", "posix_fallocate", pytest.param("fsync", marks=pytest.mark.xfail(reason=JOURNAL_BUG, raises=OSError))],
-)
+@pytest.mark.parametrize("failing", ["pwrite", "posix_fallocate", "fsync"])
 def test_disk_runs_full_while_writing(tmp_path: Path, failing: str, capsys: pytest.CaptureFixture[str]) -> None:
     src, dst = good(tmp_path), tmp_path / "dst"
 

@@ -17,6 +17,7 @@ from safetensors import safe_open
 import lazysd
 from lazysd.execute import save as save_module
 from lazysd.storage import writer
+from lazysd.storage.shard_file import ShardFile
 
 CALLS = ("open", "pwrite", "rename", "fsync", "posix_fallocate", "mkdir", "unlink", "close")
 
@@ -241,7 +242,7 @@ def test_a_disk_that_fills_up_is_a_no_space_error(
     def full(*args: object) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(save_module, "write_all", full)
+    monkeypatch.setattr(ShardFile, "write", full)
     with pytest.raises(lazysd.errors.NoSpaceError, match="no space left"):
         source.convert("nemo").save(tmp_path / "out")
     assert list(tmp_path.iterdir()) == []
@@ -326,3 +327,41 @@ print(grown() - before, plan.peak_nbytes)
     grown, projected = map(int, done.stdout.split())
     assert grown < 64_000_000
     assert projected < 64_000_000
+
+
+def test_an_early_kill_of_another_plan_is_no_obstacle(source: lazysd.Checkpoint, tmp_path: Path) -> None:
+    """Without a finished shard an unfinished run has nothing that could be lost."""
+    building = tmp_path / ".out.lazysd-partial"
+    building.mkdir()
+    (building / writer.JOURNAL).write_text('{"plan": "another"}\n')
+    (building / "model.safetensors.part").write_bytes(b"half")
+    source.save(tmp_path / "out")
+    assert bits(lazysd.open(tmp_path / "out")) == bits(source)
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+def test_a_refused_resume_keeps_the_other_run(
+    source: lazysd.Checkpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupt(self: object, *args: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(writer.OutputFolder, "copy_files", interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            source.convert("nemo").save(tmp_path / "out")
+    kept = sorted(path.name for path in (tmp_path / ".out.lazysd-partial").iterdir())
+    with pytest.raises(lazysd.errors.ResumeMismatchError):
+        source.convert("hf-fused").save(tmp_path / "out")
+    assert sorted(path.name for path in (tmp_path / ".out.lazysd-partial").iterdir()) == kept
+    source.convert("nemo").save(tmp_path / "out")
+    assert bits(lazysd.open(tmp_path / "out")) == bits(source.convert("nemo"))
+
+
+def test_a_kill_between_the_renames_of_an_overwrite_is_mended(source: lazysd.Checkpoint, tmp_path: Path) -> None:
+    source.save(tmp_path / "out")
+    (tmp_path / "out").rename(tmp_path / ".out.lazysd-old")
+    with pytest.raises(lazysd.errors.OutputExistsError, match="exists"):
+        source.convert("nemo").save(tmp_path / "out")
+    assert lazysd.open(tmp_path / "out").layout == "hf"
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]

@@ -47,10 +47,13 @@ class Job(NamedTuple):
     offset: int  # of the first byte in the shard file
     nbytes: int
 
-    def wanted(self) -> list[Piece]:
-        """The pieces that fill the job's buffer, as bytes of one flat destination per part, glued where they can be."""
+    def wanted(self, first: int = 0) -> list[Piece]:
+        """The pieces that fill the job's buffer, whose first byte is byte `first` of its storage; glued where possible.
+
+        Parts of a job have one dtype, and `first` is a multiple of its size.
+        """
         found: list[Piece] = []
-        at = 0
+        at = first
         for part in self.parts:
             found.extend(pieces_of(part.target.node, part.box, at // part.target.node.itemsize))
             at += part.nbytes

@@ -43,6 +43,11 @@ class Plan:
     lossy: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
 
+    @property
+    def threads(self) -> int:
+        """How many threads carry it out, each with a buffer of its own."""
+        return num_threads(self.workers)
+
     def jobs_of(self, number: int) -> Iterator[Job]:
         """The work of a shard, in file order."""
         return jobs_of(number, self.shards[number], self.tile_nbytes)
@@ -76,6 +81,11 @@ class Plan:
         return "\n".join(lines + [f"note   {note}" for note in self.notes])
 
 
+def num_threads(num_workers: int) -> int:
+    """One more than compute at a time, so that no core waits for the disk; a single worker does everything itself."""
+    return num_workers + 1 if num_workers > 1 else 1
+
+
 def make_plan(
     tensors: Mapping[str, LazyTensor],
     max_shard_size: int | str = "5GB",
@@ -107,7 +117,7 @@ def make_plan(
     wanted = max(PREFERRED_TILE_NBYTES, max((unit_nbytes(u) for s in shards for u in s.units if len(u) > 1), default=0))
     num_workers, most = workers or crew.default_workers(), 0
     while True:  # without a number asked for, fewer workers are better than rows read in shreds
-        most = (budget - base) // num_workers - SCRATCH_NBYTES - computed
+        most = (budget - base) // num_threads(num_workers) - SCRATCH_NBYTES - computed
         if num_workers == 1 or most >= (SMALLEST_TILE_NBYTES if workers else wanted):
             break
         num_workers -= 1
@@ -127,7 +137,7 @@ def make_plan(
         max_memory=budget,
         workers=num_workers,
         tile_nbytes=most,
-        peak_nbytes=base + num_workers * (SCRATCH_NBYTES + computed + biggest),
+        peak_nbytes=base + num_threads(num_workers) * (SCRATCH_NBYTES + computed + biggest),
         smallest_nbytes=smallest,
         lossy=tuple(f"{what} ({count} tensors)" for what, count in proof.lossy.items()),
         notes=tuple(proof.notes()),

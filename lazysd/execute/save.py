@@ -16,7 +16,8 @@ from .. import dtypes
 from .._version import __version__
 from ..storage import crc
 from ..storage.index import format_index
-from ..storage.writer import OutputFolder, check_apart, write_all
+from ..storage.shard_file import PAGE_NBYTES, ShardFile
+from ..storage.writer import OutputFolder, check_apart
 from . import workers
 from .fill import fill
 from .jobs import Job, Shard, digest
@@ -41,8 +42,8 @@ class Share(NamedTuple):
 class _Open:
     """A shard being written."""
 
-    def __init__(self, shard: Shard, jobs_left: int, fd: int):
-        self.shard, self.jobs_left, self.fd = shard, jobs_left, fd
+    def __init__(self, shard: Shard, jobs_left: int, file: ShardFile):
+        self.shard, self.jobs_left, self.file = shard, jobs_left, file
         self.checksums: dict[int, tuple[int, int]] = {}  # offset in the file -> (nbytes, crc32)
 
 
@@ -53,7 +54,7 @@ class Save:
         self.plan, self.folder, self.report = plan, folder, report
         self.shards = [n for n in range(len(plan.shards)) if n % share.world_size == share.rank]
         self.lock = threading.Lock()
-        self.writing = threading.Lock()
+        self.computing = threading.Semaphore(plan.workers)  # one thread more than that: it computes while one writes
         self.open: dict[int, _Open] = {}
         self.total_nbytes = sum(target.node.nbytes for n in self.shards for target in plan.shards[n].targets)
         self.done_nbytes = 0
@@ -64,11 +65,11 @@ class Save:
             if shard.name in skip:
                 self._advance(shard.nbytes - len(shard.header))
         try:
-            workers.run(self._numbered(skip), self._work, self.plan.workers)
+            workers.run(self._numbered(skip), self._work, self.plan.threads)
         finally:
             _buffers.held = None
             for opened in self.open.values():
-                os.close(opened.fd)
+                opened.file.close()
 
     def _numbered(self, skip: frozenset[str]) -> Any:
         """Jobs, each with its shard opened; a shard's jobs are counted so that the last one finishes it."""
@@ -85,18 +86,17 @@ class Save:
             yield from jobs
 
     def _work(self, job: Job) -> None:
-        buffer = _buffer(job.nbytes)
-        if job.nbytes:
-            fill(buffer.view(dtypes.to_torch(job.parts[0].target.node.code)), job.wanted(), exact=True)
+        opened, sums, at = self.open[job.shard], [], 0
+        buffer = _buffer(job.nbytes, job.offset)
         view = memoryview(_array(buffer))
-        opened, at = self.open[job.shard], 0
-        sums = []
-        for part in job.parts:
-            sums.append((job.offset + at, part.nbytes, zlib.crc32(view[at : at + part.nbytes])))
-            at += part.nbytes
-        with self.writing:  # the kernel lets one writer into a file at a time; waiting here leaves it uncontended
-            write_all(opened.fd, view, job.offset)
-            start_writeback(opened.fd, job.offset, job.nbytes)
+        with self.computing:
+            if job.nbytes:
+                target = buffer.view(dtypes.to_torch(job.parts[0].target.node.code))
+                fill(target, job.wanted(buffer.storage_offset()), exact=True)
+            for part in job.parts:
+                sums.append((job.offset + at, part.nbytes, zlib.crc32(view[at : at + part.nbytes])))
+                at += part.nbytes
+        opened.file.write(view, job.offset)
         with self.lock:
             for offset, nbytes, checksum in sums:
                 if nbytes:
@@ -122,7 +122,7 @@ class Save:
             whole = crc.combine(whole, total, target.node.nbytes)
         with self.lock:
             del self.open[number]
-        self.folder.finish_shard(shard.name, opened.fd, shard.header, whole, tensors)
+        self.folder.finish_shard(shard.name, opened.file, shard.header, whole, tensors)
 
     def _advance(self, nbytes: int) -> None:
         with self.lock:
@@ -130,22 +130,18 @@ class Save:
             self.report(self.done_nbytes, self.total_nbytes)
 
 
-def _buffer(nbytes: int) -> torch.Tensor:
-    """This thread's output buffer."""
+def _buffer(nbytes: int, offset: int) -> torch.Tensor:
+    """This thread's output buffer; its address and the file offset agree modulo a page (see ShardFile)."""
     held: torch.Tensor | None = getattr(_buffers, "held", None)
-    if held is None or len(held) < nbytes:
+    if held is None or len(held) < nbytes + PAGE_NBYTES:
         _buffers.held = None  # the old one goes before the new one comes
-        held = _buffers.held = torch.empty(nbytes, dtype=torch.uint8)
-    return held[:nbytes]
+        held = _buffers.held = torch.empty(nbytes + PAGE_NBYTES, dtype=torch.uint8)
+    start = (offset - held.data_ptr()) % PAGE_NBYTES
+    return held[start : start + nbytes]
 
 
 def _array(buffer: torch.Tensor) -> Any:
     return buffer.numpy()
-
-
-def start_writeback(fd: int, offset: int, nbytes: int) -> None:
-    """Have the kernel begin writing what was just written, so that the sync at the end finds little to do."""
-    os.posix_fadvise(fd, offset, nbytes, os.POSIX_FADV_DONTNEED)
 
 
 def save(

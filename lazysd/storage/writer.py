@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import LazysdError, NoSpaceError, OutputExistsError, ResumeMismatchError, WriteError
+from .shard_file import ShardFile
 
 JOURNAL = ".lazysd-journal.jsonl"
 _COPY_NBYTES = 1 << 20
@@ -32,16 +33,12 @@ class OutputFolder:
         self.building = self.dst.with_name(f".{self.dst.name}.lazysd-partial")
         self.old = self.dst.with_name(f".{self.dst.name}.lazysd-old")
         self.finished: dict[str, dict[str, Any]] = {}  # shard -> its journal line
+        self._foreign = False  # what stands there belongs to another run, which may want to go on
         self._lock: int | None = None
         self._journal_lock = threading.Lock()
 
     def __enter__(self) -> OutputFolder:
-        if self.old.exists() and not self.dst.exists():  # killed between the two renames of an overwrite
-            os.rename(self.old, self.dst)
-        if os.path.lexists(self.dst) and not self.overwrite and not _is_empty_folder(self.dst):
-            raise OutputExistsError(
-                f"{self.dst} exists; choose another destination or pass overwrite=True (--overwrite)"
-            )
+        self._check_free()  # once without touching anything, and again when nobody else can change it
         try:
             self.dst.parent.mkdir(parents=True, exist_ok=True)
             self.building.mkdir(exist_ok=True)
@@ -55,20 +52,29 @@ class OutputFolder:
             self._lock = None
             raise OutputExistsError(f"another lazysd is writing {self.dst} right now; wait for it") from None
         try:
+            if os.path.lexists(self.old) and not os.path.lexists(self.dst):  # killed between an overwrite's two renames
+                os.rename(self.old, self.dst)
+            self._check_free()
             self._take_over()
             self._check_space()
-        except BaseException:
-            self._unlock()
+        except BaseException as error:
+            self.__exit__(type(error), error, None)
             raise
         return self
 
     def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
         if self._lock is not None:
-            if not self.finished and self.building.exists():
+            if not self.finished and not self._foreign and self.building.exists():
                 shutil.rmtree(self.building, ignore_errors=True)  # nothing in it is worth resuming
             self._unlock()
         if isinstance(error, OSError) and not isinstance(error, LazysdError):
             raise _named(error, self.building) from error
+
+    def _check_free(self) -> None:
+        if os.path.lexists(self.dst) and not self.overwrite and not _is_empty_folder(self.dst):
+            raise OutputExistsError(
+                f"{self.dst} exists; choose another destination or pass overwrite=True (--overwrite)"
+            )
 
     def _unlock(self) -> None:
         if self._lock is not None:
@@ -81,8 +87,9 @@ class OutputFolder:
         journal = self.building / JOURNAL
         if journal.exists():
             lines = [line for line in map(_parse_line, journal.read_text("utf-8", "replace").splitlines()) if line]
-        if lines and self.resume:
+        if len(lines) > 1 and self.resume:  # without a finished shard there is nothing to go on from
             if lines[0].get("plan") != self.digest:
+                self._foreign = True
                 raise ResumeMismatchError(
                     f"{self.building} holds an unfinished run of another plan (other source, layout or options); "
                     "repeat that run to finish it, or discard it with resume=False (--no-resume)"
@@ -103,7 +110,6 @@ class OutputFolder:
         status = os.statvfs(self.building)
         free, needed = status.f_bavail * status.f_frsize, self.nbytes - kept
         if free < needed:
-            shutil.rmtree(self.building) if not self.finished else None
             raise NoSpaceError(
                 errno.ENOSPC,
                 f"{self.dst.parent} has {free:,} bytes free, the result needs {needed:,} more; free some first",
@@ -115,24 +121,14 @@ class OutputFolder:
             journal.flush()
             os.fsync(journal.fileno())
 
-    def open_shard(self, name: str, nbytes: int) -> int:
-        """A descriptor to write a shard through, its space allocated."""
-        fd = os.open(self.building / f"{name}.part", os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o666)
-        try:
-            os.posix_fallocate(fd, 0, nbytes)
-        except OSError as error:
-            if error.errno not in (errno.EOPNOTSUPP, errno.EINVAL, errno.ENOSYS):
-                os.close(fd)
-                raise
-            os.ftruncate(fd, nbytes)
-        return fd
+    def open_shard(self, name: str, nbytes: int) -> ShardFile:
+        """A shard to write into, its space allocated."""
+        return ShardFile(self.building / f"{name}.part", nbytes)
 
-    def finish_shard(self, name: str, fd: int, header: bytes, crc: int, tensors: dict[str, int]) -> None:
+    def finish_shard(self, name: str, file: ShardFile, header: bytes, crc: int, tensors: dict[str, int]) -> None:
         """Write the header, make all of it durable, give the shard its name, note it and its checksums."""
-        write_all(fd, header, 0)
-        os.fsync(fd)
-        os.close(fd)
-        os.rename(self.building / f"{name}.part", self.building / name)
+        file.finish(header)
+        os.rename(file.path, self.building / name)
         sync_folder(self.building)
         line = {"shard": name, "crc32": crc, "tensors": tensors}
         self._note(line)
@@ -177,13 +173,6 @@ def check_apart(dst: Path, root: Path | None, sources: Iterable[str]) -> None:
             raise OutputExistsError(f"{dst} is, or holds, the source {place}; write to another folder")
     if root and os.path.isdir(root) and target.startswith(os.path.realpath(root) + os.sep):
         raise OutputExistsError(f"{dst} lies inside the source {root}; write to a folder outside of it")
-
-
-def write_all(fd: int, data: bytes | memoryview, offset: int) -> None:
-    """Write all of `data` at `offset`."""
-    view, done = memoryview(data), 0
-    while done < len(view):
-        done += os.pwrite(fd, view[done:], offset + done)
 
 
 def sync_folder(folder: Path) -> None:
