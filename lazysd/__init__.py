@@ -24,6 +24,7 @@ from .opening import open
 
 if TYPE_CHECKING:
     from . import adapters, distributed, testing
+    from .execute.cache import cached
     from .execute.load import load_into
 
 
@@ -51,7 +52,7 @@ class _Engine:
 
 _node.engine = _Engine()
 
-_LAZY = {"load_into": "execute.load"}  # names that need torch at import
+_LAZY = {"cached": "execute.cache", "load_into": "execute.load"}  # imported when first asked for; some need torch
 _ROOMS = ("adapters", "distributed", "testing")
 
 
@@ -68,6 +69,7 @@ __all__ = [
     "LazyTensor",
     "__version__",
     "adapters",
+    "cached",
     "concat",
     "convert",
     "distributed",

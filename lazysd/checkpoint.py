@@ -16,6 +16,7 @@ from .graph.leaves import InMemory
 from .graph.node import LazyTensor, format_nbytes
 
 if TYPE_CHECKING:
+    import torch
     from torch.distributed.device_mesh import DeviceMesh
 
     from .execute.plan import Plan
@@ -198,12 +199,13 @@ class Checkpoint(Mapping[str, LazyTensor]):
         self, max_shard_size: int | str = "5GB", max_memory: int | str = "128MB", workers: int | None = None
     ) -> Plan:
         """What a save would do, proved before any byte moves. Raises LayoutError, MemoryBudgetError."""
+        from .execute.cache import uncached
         from .execute.plan import make_plan
 
         stem = "model"
         if self.is_adapter:
             stem, max_shard_size = "adapter_model", sys.maxsize  # PEFT reads adapter_model.safetensors and no shards
-        return make_plan(self._tensors, max_shard_size, max_memory, workers, self.metadata, stem)
+        return make_plan(uncached(self._tensors), max_shard_size, max_memory, workers, self.metadata, stem)
 
     def save(
         self,
@@ -238,6 +240,16 @@ class Checkpoint(Mapping[str, LazyTensor]):
         plan = self.plan(max_shard_size, max_memory, workers)
         save(self, plan, dst, overwrite=overwrite, resume=resume, progress=progress)
         return plan
+
+    def iter_tensors(self, device: Any = "cpu", prefetch: int | str = "64MB") -> Iterator[tuple[str, torch.Tensor]]:
+        """Read (key, tensor) pairs in the order of their bytes, a background thread reading ahead.
+
+        Tensors are the caller's own memory. Read-ahead ones and the one handed out take at most `prefetch` bytes (or
+        "64MB"), unless one alone is larger. What the thread raises is raised at the tensor whose read failed.
+        """
+        from .execute.iterate import iterate
+
+        return iterate(self._tensors, [file.path for file in self._files], device, prefetch)
 
     @property
     def is_adapter(self) -> bool:

@@ -130,7 +130,7 @@ def _allocate(places: list[_Place], filled: set[int], device: torch.device | Non
         if id(old) in replaced or (old.is_meta and not is_filled):
             continue
         goal = device or (torch.device("cpu") if old.is_meta else old.device)
-        if old.device == goal or (goal.index is None and old.device.type == goal.type):
+        if old.device == goal or goal == torch.device(old.device.type):  # "cuda" is any of them
             continue
         with torch.no_grad():
             new = torch.empty_like(old, device=goal) if is_filled else old.detach().to(goal)
