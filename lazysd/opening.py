@@ -12,6 +12,7 @@ from typing import Any
 from .checkpoint import Checkpoint
 from .errors import FormatError
 from .graph.boxes import Box, covers_once
+from .graph.building import many_nodes
 from .graph.leaves import FileRange, Full
 from .graph.node import LazyTensor
 from .graph.ops import Permute
@@ -26,6 +27,7 @@ from .storage.strict_json import listing
 logger = logging.getLogger(__name__)
 
 
+@many_nodes()
 def open(path: str | os.PathLike[str], io: str = "mmap") -> Checkpoint:
     """Open a checkpoint: reads headers, indexes and config.json, and no tensor data.
 

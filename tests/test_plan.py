@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from itertools import product
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -15,6 +17,8 @@ from lazysd.execute.plan import make_plan
 from lazysd.execute.sizes import parse_size
 from lazysd.execute.tiling import glue, pieces_of
 from lazysd.graph.boxes import covers_once, full_box
+from lazysd.graph.leaves import FileRange
+from lazysd.graph.node import LazyTensor
 from lazysd.storage.reader import SourceFile
 
 
@@ -138,6 +142,30 @@ def test_budget_decides_workers_and_tiles(golden: Path) -> None:
         make_plan(converted, max_memory="2MB")
     with pytest.raises(ValueError, match="at least 1"):
         make_plan(converted, workers=0)
+
+
+def grouped_expert_of(nbytes: int) -> dict[str, lazysd.LazyTensor]:
+    """Two experts to be transposed, on a file that nobody can read."""
+    inner, hidden = nbytes // 8192, 4096
+    file: Any = SimpleNamespace(path="/x")
+    leaves = [LazyTensor(FileRange(file, e * nbytes), (), (inner, hidden), "BF16") for e in (0, 1)]
+    return {"w": lazysd.stack(leaves).transpose(1, 2)}
+
+
+@pytest.mark.parametrize(
+    ("max_memory", "workers", "expected"),
+    [
+        ("1GB", 2, (2, 3)),  # room for an expert for each of three threads
+        ("110MB", 2, (2, 2)),  # the spare thread goes first,
+        ("110MB", 3, (3, 4)),  # but workers asked for by number stay, and rows are read in parts
+        ("60MB", None, (1, 1)),  # unasked, fewer workers are better than rows read in parts
+    ],
+)
+def test_whole_rows_come_before_threads(max_memory: str, workers: int | None, expected: tuple[int, int]) -> None:
+    plan = make_plan(grouped_expert_of(32 << 20), max_memory=max_memory, workers=workers)
+    assert (plan.workers, plan.threads) == expected
+    assert plan.peak_nbytes <= plan.max_memory
+    assert (plan.tile_nbytes >= 32 << 20) == (expected != (3, 4))
 
 
 @pytest.mark.parametrize(

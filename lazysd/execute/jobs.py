@@ -125,7 +125,16 @@ def units_of(tensors: Mapping[str, LazyTensor], show: Callable[[str, LazyTensor,
 
 
 def unit_nbytes(unit: Iterable[Target]) -> int:
+    """Bytes of all of a unit."""
     return sum(target.node.nbytes for target in unit)
+
+
+def natural_nbytes(unit: tuple[Target, ...]) -> int:
+    """Bytes of the smallest tile that reads rows of the source whole: a unit that shares them, an expert transposed."""
+    if len(unit) > 1:
+        return unit_nbytes(unit)
+    node = unit[0].node
+    return tile_limit(node, full_box(node.dims), min(PREFERRED_TILE_NBYTES, node.nbytes), node.nbytes)
 
 
 def jobs_of(number: int, shard: Shard, most_nbytes: int) -> Iterator[Job]:

@@ -10,11 +10,12 @@ from typing import Any
 from ..errors import LayoutError, MemoryBudgetError
 from ..graph.base import Piece
 from ..graph.boxes import Box, box_dims, covers_once
+from ..graph.building import many_nodes
 from ..graph.compute import Computed
 from ..graph.leaves import FileRange, InMemory
 from ..graph.node import LazyTensor, format_nbytes
 from . import workers as crew
-from .jobs import PREFERRED_TILE_NBYTES, Job, Shard, jobs_of, lay_out, reads_nbytes, unit_nbytes, units_of
+from .jobs import PREFERRED_TILE_NBYTES, Job, Shard, jobs_of, lay_out, natural_nbytes, reads_nbytes, units_of
 from .sizes import parse_size
 from .tiling import pieces_of
 
@@ -36,17 +37,13 @@ class Plan:
     write_nbytes: int  # files, headers included
     tensor_nbytes: int
     max_memory: int
-    workers: int
+    workers: int  # that compute at a time
+    threads: int  # that carry it out, each with a buffer of its own; a spare one computes while another one writes
     tile_nbytes: int  # the largest output buffer a worker may hold
     peak_nbytes: int  # projected growth of the process
     smallest_nbytes: int  # smallest feasible max_memory
     lossy: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
-
-    @property
-    def threads(self) -> int:
-        """How many threads carry it out, each with a buffer of its own."""
-        return num_threads(self.workers)
 
     def jobs_of(self, number: int) -> Iterator[Job]:
         """The work of a shard, in file order."""
@@ -81,11 +78,23 @@ class Plan:
         return "\n".join(lines + [f"note   {note}" for note in self.notes])
 
 
-def num_threads(num_workers: int) -> int:
-    """One more than compute at a time, so that no core waits for the disk; a single worker does everything itself."""
-    return num_workers + 1 if num_workers > 1 else 1
+def _crew(asked: int | None, wanted_nbytes: int, room_nbytes: int, extra_nbytes: int) -> tuple[int, int, int]:
+    """(workers, threads, bytes a buffer may have), so that every thread's buffer and extra fit the room.
+
+    A buffer of `wanted_nbytes` reads rows of the source whole. For that the spare thread goes first, then workers that
+    nobody asked for by number.
+    """
+    counts = [asked] if asked else range(crew.default_workers(), 0, -1)
+    for limit in (wanted_nbytes, SMALLEST_TILE_NBYTES):
+        for workers in counts:
+            for threads in (workers + 1, workers) if workers > 1 else (1,):
+                if (most := room_nbytes // threads - extra_nbytes) >= limit:
+                    return workers, threads, most
+        counts = range(asked or 1, 0, -1)
+    raise AssertionError("the smallest budget has been checked")
 
 
+@many_nodes()
 def make_plan(
     tensors: Mapping[str, LazyTensor],
     max_shard_size: int | str = "5GB",
@@ -114,13 +123,8 @@ def make_plan(
             f"max_memory {format_nbytes(budget)} is too little for {len(tensors)} tensors; "
             f"the smallest that would do is {-(-smallest // 1_000_000)}MB"
         )
-    wanted = max(PREFERRED_TILE_NBYTES, max((unit_nbytes(u) for s in shards for u in s.units if len(u) > 1), default=0))
-    num_workers, most = workers or crew.default_workers(), 0
-    while True:  # without a number asked for, fewer workers are better than rows read in shreds
-        most = (budget - base) // num_threads(num_workers) - SCRATCH_NBYTES - computed
-        if num_workers == 1 or most >= (SMALLEST_TILE_NBYTES if workers else wanted):
-            break
-        num_workers -= 1
+    wanted = max(PREFERRED_TILE_NBYTES, max((natural_nbytes(unit) for s in shards for unit in s.units), default=0))
+    num_workers, threads, most = _crew(workers, wanted, budget - base, SCRATCH_NBYTES + computed)
     most = min(most, max(wanted, proof.largest_nbytes))
     read_nbytes = biggest = 0
     for number, shard in enumerate(shards):
@@ -136,8 +140,9 @@ def make_plan(
         tensor_nbytes=sum(node.nbytes for node in tensors.values()),
         max_memory=budget,
         workers=num_workers,
+        threads=threads,
         tile_nbytes=most,
-        peak_nbytes=base + num_threads(num_workers) * (SCRATCH_NBYTES + computed + biggest),
+        peak_nbytes=base + threads * (SCRATCH_NBYTES + computed + biggest),
         smallest_nbytes=smallest,
         lossy=tuple(f"{what} ({count} tensors)" for what, count in proof.lossy.items()),
         notes=tuple(proof.notes()),

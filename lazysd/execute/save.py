@@ -92,7 +92,7 @@ class Save:
         with self.computing:
             if job.nbytes:
                 target = buffer.view(dtypes.to_torch(job.parts[0].target.node.code))
-                fill(target, job.wanted(buffer.storage_offset()), exact=True)
+                fill(target, job.wanted(int(buffer.storage_offset())), exact=True)
             for part in job.parts:
                 sums.append((job.offset + at, part.nbytes, zlib.crc32(view[at : at + part.nbytes])))
                 at += part.nbytes

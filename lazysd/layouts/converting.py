@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping
 from math import sqrt
 
 from ..errors import LayoutError
+from ..graph.building import many_nodes
 from ..graph.node import LazyTensor
 from .adapter import Adapted, AdapterConfig, Scaled, adapter_config_for, expert_modules, parameter_name
 from .pattern import parse_axes, parse_key
@@ -38,6 +39,7 @@ def convert(
     return convert_adapter(tensors, origin, target, sizes, adapter, merge_rank)[0]
 
 
+@many_nodes()
 def convert_adapter(
     tensors: Mapping[str, LazyTensor],
     origin: Layout,
