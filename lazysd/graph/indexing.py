@@ -17,6 +17,8 @@ def index(node: LazyTensor, key: Any) -> LazyTensor:
     One axis at most takes a list, mask or tensor; torch's pointwise pairing of several is refused, because its result
     is no box of the source. Raises IndexError as torch does.
     """
+    if isinstance(key, list) and not all(isinstance(item, int) or hasattr(item, "__index__") for item in key):
+        raise IndexError(f"cannot index with the list {key!r}: torch takes it for a tuple; write the tuple or a tensor")
     keys = list(key) if isinstance(key, tuple) else [key]
     num_axes = sum(1 for item in keys if item is not None and item is not Ellipsis)
     if sum(item is Ellipsis for item in keys) > 1:
@@ -60,7 +62,9 @@ def index(node: LazyTensor, key: Any) -> LazyTensor:
 
 def _as_int(item: Any) -> int | None:
     """An integer or integer scalar of any library; None for anything else."""
-    if isinstance(item, bool):
+    if not getattr(item, "ndim", 1) and str(item.dtype) == "torch.uint8":
+        raise IndexError("torch takes a uint8 scalar for a mask; index with int(index)")
+    if isinstance(item, bool) or (not getattr(item, "ndim", 1) and str(item.dtype).endswith("bool")):
         raise IndexError("True and False are not accepted as an index; use None to add an axis")
     if getattr(item, "ndim", 0) or isinstance(item, (list, tuple, range)):
         return None
@@ -76,12 +80,17 @@ def _as_indices(item: Any, size: int, axis: int) -> tuple[tuple[int, ...], tuple
 
     if isinstance(item, LazyTensor):
         item = item.materialize()
+    if getattr(item, "ndim", 0) and str(getattr(item, "dtype", "")) in ("torch.uint8", "uint8"):
+        raise IndexError("torch takes a uint8 index for a mask; say which is meant: index.bool() or index.long()")
     array = np.asarray(item.tolist() if hasattr(item, "tolist") else list(item))
     if array.size == 0 and array.dtype != bool:
         array = array.astype(np.int64)
     if array.dtype == bool:
         if array.shape != (size,):
-            raise IndexError(f"a mask of shape {list(array.shape)} does not fit axis {axis} of size {size}")
+            raise IndexError(
+                f"a mask of shape {list(array.shape)} does not fit axis {axis} of size {size}; "
+                "for a mask of several axes, materialise first"
+            )
         numbers = tuple(int(k) for k in np.flatnonzero(array))
         return numbers, (len(numbers),)
     if array.dtype.kind not in "iu":
