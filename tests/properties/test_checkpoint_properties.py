@@ -14,18 +14,17 @@ from unittest.mock import patch
 
 import pytest
 import torch
-from checkpoints import assert_same, bits, by_hand, random_hf, write
+from checkpoints import bits, by_hand, write
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import lazysd
 from lazysd.storage.reader import SourceFile
+from lazysd.testing import assert_same_bytes, checkpoints, recorded_reads
+from lazysd.testing.assertions import merged
 
 LAYOUTS = ("hf", "hf-fused", "nemo")
-DTYPES = [torch.bfloat16, torch.float16, torch.float32, torch.float64, torch.int8, torch.int64, torch.float8_e4m3fn]
-PREFIXES = ["model.", "", "model.language_model.", "language_model.", "base_model.model.model."]
 
-shapes = st.tuples(st.integers(1, 6), st.integers(1, 9), st.integers(1, 9), st.integers(1, 3))
 quick = settings(max_examples=60)
 
 
@@ -38,48 +37,19 @@ def no_data_is_read() -> Iterator[None]:
         yield
 
 
-@contextmanager
-def reads_noted() -> Iterator[list[tuple[str, int, int]]]:
-    """Every read of tensor data while inside: (file, offset, nbytes)."""
-    noted: list[tuple[str, int, int]] = []
-    pread, view = SourceFile.pread, SourceFile.view
-
-    def noting(self: SourceFile, buffer: memoryview, offset: int) -> None:
-        noted.append((self.path, offset, len(buffer)))
-        pread(self, buffer, offset)
-
-    def viewing(self: SourceFile, offset: int, nbytes: int) -> memoryview | None:
-        found = view(self, offset, nbytes)
-        if found is not None:
-            noted.append((self.path, offset, nbytes))
-        return found
-
-    with patch.object(SourceFile, "pread", noting), patch.object(SourceFile, "view", viewing):
-        yield noted
-
-
-def merged(ranges: list[tuple[str, int, int]]) -> list[tuple[str, int, int]]:
-    """Touching ranges joined, as reads() writes them."""
-    joined: list[tuple[str, int, int]] = []
-    for path, start, nbytes in sorted(ranges):
-        if not nbytes:
-            continue
-        if joined and joined[-1][0] == path and start <= joined[-1][1] + joined[-1][2]:
-            stop = max(start + nbytes, joined[-1][1] + joined[-1][2])
-            joined[-1] = (path, joined[-1][1], stop - joined[-1][1])
-        else:
-            joined.append((path, start, nbytes))
-    return joined
+def sizes_of(tensors: dict[str, torch.Tensor]) -> tuple[int, list[int], str]:
+    """(number of experts, layers, prefix) of a drawn checkpoint."""
+    routers = [key for key in tensors if key.endswith(".mlp.gate.weight")]
+    layers = [int(key.split(".")[-4]) for key in routers]
+    return len(tensors[routers[0]]), layers, next(iter(tensors)).removesuffix("embed_tokens.weight")
 
 
 @contextmanager
-def checkpoint(shape: tuple[int, int, int, int], dtype: torch.dtype, prefix: str, shards: int) -> Iterator[Any]:
-    """(path, state dict) of a random checkpoint on disk."""
-    experts, hidden, inner, layers = shape
-    tensors = random_hf(experts, hidden, inner, layers, dtype, prefix)
+def on_disk(tensors: dict[str, torch.Tensor], shards: int) -> Iterator[Path]:
+    """The path of a drawn checkpoint, saved by safetensors."""
     with tempfile.TemporaryDirectory() as folder:
-        config = {"model_type": "qwen3_moe", "num_experts": experts}
-        yield write(Path(folder) / "ckpt", tensors, min(shards, len(tensors)), config), tensors
+        config = {"model_type": "qwen3_moe", "num_experts": sizes_of(tensors)[0]}
+        yield write(Path(folder) / "ckpt", tensors, min(shards, len(tensors)), config)
 
 
 def use_without_data(path: Path) -> None:
@@ -98,10 +68,10 @@ def use_without_data(path: Path) -> None:
     ckpt.close()
 
 
-@given(shapes, st.sampled_from(PREFIXES), st.integers(1, 4))
+@given(checkpoints(), st.integers(1, 4))
 @quick
-def test_no_data_is_read_before_it_is_asked_for(shape: Any, prefix: str, shards: int) -> None:
-    with checkpoint(shape, torch.bfloat16, prefix, shards) as (path, _), no_data_is_read():
+def test_no_data_is_read_before_it_is_asked_for(tensors: Any, shards: int) -> None:
+    with on_disk(tensors, shards) as path, no_data_is_read():
         use_without_data(path)
 
 
@@ -113,43 +83,44 @@ def test_no_data_is_read_pinned(golden: Path) -> None:
             ckpt["model.norm.weight"].materialize()
 
 
-@given(shapes, st.sampled_from(DTYPES), st.sampled_from(PREFIXES), st.integers(1, 4), st.permutations(LAYOUTS))
+@given(checkpoints(), st.integers(1, 4), st.permutations(LAYOUTS))
 @quick
-def test_there_and_back(shape: Any, dtype: torch.dtype, prefix: str, shards: int, order: list[str]) -> None:
-    with checkpoint(shape, dtype, prefix, shards) as (path, tensors):
+def test_there_and_back(tensors: Any, shards: int, order: list[str]) -> None:
+    with on_disk(tensors, shards) as path:
         ckpt = lazysd.open(path)
         away = ckpt
         for layout in order:
             away = away.convert(layout, source=away.layout or "hf")
         back = away.convert("hf")
         assert all(back[key] is ckpt[key] for key in ckpt)
-        assert_same(back, tensors)
-        for layer in range(shape[3]):
+        assert_same_bytes(back, tensors)
+        experts, layers, prefix = sizes_of(tensors)
+        for layer in layers:
             for layout in ("nemo", "hf-fused"):
-                for key, expected in by_hand(tensors, shape[0], layer, prefix)[layout].items():
+                for key, expected in by_hand(tensors, experts, layer, prefix)[layout].items():
                     assert torch.equal(bits(ckpt.convert(layout)[key].materialize()), expected.contiguous())
 
 
-@given(shapes, st.sampled_from(DTYPES), st.integers(1, 4), st.sampled_from(list(permutations(LAYOUTS, 2))))
+@given(checkpoints(), st.integers(1, 4), st.sampled_from(list(permutations(LAYOUTS, 2))))
 @quick
-def test_saved_and_opened_again(shape: Any, dtype: torch.dtype, shards: int, pair: tuple[str, str]) -> None:
+def test_saved_and_opened_again(tensors: Any, shards: int, pair: tuple[str, str]) -> None:
     """Through real files twice: hf -> a -> b -> hf, with odd shard sizes, workers and budgets on the way."""
-    with checkpoint(shape, dtype, "model.", shards) as (path, tensors):
+    with on_disk(tensors, shards) as path:
         away = path
         for number, layout in enumerate((*pair, "hf")):
             dst = path.parent / f"step{number}"
             size, workers = ((100, 1), (700, 2), ("5GB", 3))[number]
             lazysd.open(away).convert(layout).save(dst, max_shard_size=size, workers=workers)
             away = dst
-        assert_same(lazysd.open(away), tensors)
+        assert_same_bytes(lazysd.open(away), tensors)
 
 
-@given(shapes, st.sampled_from(DTYPES), st.integers(1, 4), st.sampled_from(list(permutations(LAYOUTS, 2))), st.data())
+@given(checkpoints(), st.integers(1, 4), st.sampled_from(list(permutations(LAYOUTS, 2))), st.data())
 @quick
 def test_every_way_to_the_bytes_gives_the_same(
-    shape: Any, dtype: torch.dtype, shards: int, pair: tuple[str, str], data: st.DataObject
+    tensors: Any, shards: int, pair: tuple[str, str], data: st.DataObject
 ) -> None:
-    with checkpoint(shape, dtype, "model.", shards) as (path, _):
+    with on_disk(tensors, shards) as path:
         source = path
         if pair[0] != "hf":
             source = path.parent / "source"
@@ -167,12 +138,10 @@ def test_every_way_to_the_bytes_gives_the_same(
             assert torch.equal(bits(out), bits(whole))
 
 
-@given(shapes, st.sampled_from(DTYPES), st.integers(1, 4), st.sampled_from(list(permutations(LAYOUTS, 2))), st.data())
+@given(checkpoints(), st.integers(1, 4), st.sampled_from(list(permutations(LAYOUTS, 2))), st.data())
 @quick
-def test_reads_are_exact(
-    shape: Any, dtype: torch.dtype, shards: int, pair: tuple[str, str], data: st.DataObject
-) -> None:
-    with checkpoint(shape, dtype, "model.", shards) as (path, _):
+def test_reads_are_exact(tensors: Any, shards: int, pair: tuple[str, str], data: st.DataObject) -> None:
+    with on_disk(tensors, shards) as path:
         source = path.parent / "source"
         lazysd.open(path).convert(pair[0]).save(source)
         for io in ("mmap", "pread"):
@@ -181,22 +150,22 @@ def test_reads_are_exact(
                     tuple(slice(data.draw(st.integers(0, n)), None, data.draw(st.integers(1, 2))) for n in node.dims)
                 ]
                 for wanted in (node, part):
-                    with reads_noted() as noted:
+                    with recorded_reads() as noted:
                         wanted.materialize()
                     assert wanted.reads() == merged(noted)
 
 
-@given(shapes, st.sampled_from(DTYPES), st.integers(1, 4), st.sampled_from(list(permutations(LAYOUTS, 2))),
+@given(checkpoints(), st.integers(1, 4), st.sampled_from(list(permutations(LAYOUTS, 2))),
        st.sampled_from([200, 1000, "5GB"]), st.integers(1, 3))  # fmt: skip
 @quick
 def test_a_save_reads_every_source_byte_once(
-    shape: Any, dtype: torch.dtype, shards: int, pair: tuple[str, str], size: Any, workers: int
+    tensors: Any, shards: int, pair: tuple[str, str], size: Any, workers: int
 ) -> None:
-    with checkpoint(shape, dtype, "model.", shards) as (path, tensors):
+    with on_disk(tensors, shards) as path:
         source = path.parent / "source"
         lazysd.open(path).convert(pair[0]).save(source)
         ckpt = lazysd.open(source, io="pread")
-        with reads_noted() as noted:
+        with recorded_reads() as noted:
             plan = ckpt.convert(pair[1]).save(path.parent / "out", max_shard_size=size, workers=workers)
         total = sum(tensor.nbytes for tensor in tensors.values())
         found = sum(nbytes for _, _, nbytes in noted)

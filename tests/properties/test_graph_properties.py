@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 from collections import Counter
-from typing import Any
 
 import pytest
 import torch
-from graphs import CASTABLE, CODES, Drawn, bits_of, graphs, leaf, leaves, random_bits, subscripts
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -17,6 +15,9 @@ from lazysd.graph.base import pieces
 from lazysd.graph.boxes import box_dims, full_box, row_major
 from lazysd.graph.leaves import FileRange
 from lazysd.graph.node import LazyTensor
+from lazysd.testing import Drawn, lazy_tensors, slices
+from lazysd.testing.assertions import bits_of, merged
+from lazysd.testing.graphs import CASTABLE, CODES, leaf, leaves, random_bits
 
 many = settings(max_examples=300)
 
@@ -45,7 +46,7 @@ def same_values(found: torch.Tensor, eager: torch.Tensor) -> bool:
 
 
 @many
-@given(graphs())
+@given(lazy_tensors())
 def test_equals_eager_torch(drawn: Drawn) -> None:
     node, bits = drawn
     assert node.dims == tuple(bits.shape)
@@ -64,17 +65,15 @@ def test_equals_eager_torch_pinned(code: str) -> None:
 
 
 @many
-@given(graphs(), st.data())
+@given(lazy_tensors(), st.data())
 def test_slices_equal_the_whole(drawn: Drawn, data: st.DataObject) -> None:
     node, bits = drawn
-    key = data.draw(subscripts(tuple(bits.shape)).filter(lambda k: sum(isinstance(x, (int, list)) for x in k) < 2))
-    if any(isinstance(item, torch.Tensor) for item in key):
-        return  # a mask beside an int moves axes in torch; test_graph.py holds lists and masks alone
+    key = data.draw(slices(bits.shape))
     assert torch.equal(bits_of(node[key].materialize()), bits[key].contiguous())
 
 
 @many
-@given(graphs(), st.data())
+@given(lazy_tensors(), st.data())
 def test_every_element_is_asked_for_exactly_once(drawn: Drawn, data: st.DataObject) -> None:
     node, bits = drawn
     written: Counter[int] = Counter()
@@ -87,7 +86,7 @@ def test_every_element_is_asked_for_exactly_once(drawn: Drawn, data: st.DataObje
 
 
 @many
-@given(graphs(), st.data())
+@given(lazy_tensors(), st.data())
 def test_out_fills_strided_views_and_nothing_else(drawn: Drawn, data: st.DataObject) -> None:
     node, bits = drawn
     order = data.draw(st.permutations(range(bits.dim())))
@@ -103,7 +102,7 @@ def test_out_fills_strided_views_and_nothing_else(drawn: Drawn, data: st.DataObj
 
 
 @many
-@given(graphs(codes=CASTABLE), st.sampled_from(CASTABLE), st.data())
+@given(lazy_tensors(codes=CASTABLE), st.sampled_from(CASTABLE), st.data())
 def test_casts_equal_eager_torch(drawn: Drawn, code: str, data: st.DataObject) -> None:
     node, bits = drawn
     eager = bits.contiguous().view(dtypes.to_torch(node.code)).to(dtypes.to_torch(code))
@@ -115,7 +114,7 @@ def test_casts_equal_eager_torch(drawn: Drawn, code: str, data: st.DataObject) -
 
 
 @many
-@given(graphs())
+@given(lazy_tensors())
 def test_reads_are_exact(drawn: Drawn) -> None:
     node, _ = drawn
     files = {id(leaf.op.file): leaf.op.file for leaf in file_leaves(node)}  # type: ignore[attr-defined]
@@ -125,22 +124,7 @@ def test_reads_are_exact(drawn: Drawn) -> None:
     promised = node.reads()
     assert not any(file.calls for file in files.values())
     node.materialize()
-    assert promised == sorted(merged(files.values()))
-
-
-def merged(files: Any) -> list[tuple[str, int, int]]:
-    """What was read, as reads() writes it: touching ranges joined."""
-    ranges = []
-    for file in files:
-        calls = sorted((start, start + size) for start, size in file.calls if size)
-        joined: list[list[int]] = []
-        for start, stop in calls:
-            if joined and start <= joined[-1][1]:
-                joined[-1][1] = max(joined[-1][1], stop)
-            else:
-                joined.append([start, stop])
-        ranges += [(file.path, start, stop - start) for start, stop in joined]
-    return ranges
+    assert promised == merged((file.path, *call) for file in files.values() for call in file.calls)
 
 
 @given(leaves("BF16", (4, 6, 2)), st.permutations(range(3)))

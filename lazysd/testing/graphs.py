@@ -1,4 +1,4 @@
-"""Random graphs with their oracle: every op is applied to a lazy tensor and, by plain torch, to the same bits.
+"""Strategies of random graphs with their oracle: every op is applied to a lazy tensor and, by plain torch, to bits.
 
 The oracle holds bit patterns (integers of the dtype's width), because moving elements must not depend on what they
 mean: NaN payloads count. Only a cast looks at values.
@@ -7,16 +7,17 @@ mean: NaN payloads count. Only a cast looks at values.
 from __future__ import annotations
 
 import threading
+from collections.abc import Sequence
 from math import prod
 from typing import Any, NamedTuple
 
 import torch
 from hypothesis import strategies as st
 
-import lazysd
-from lazysd import dtypes
-from lazysd.graph.leaves import FileRange, InMemory
-from lazysd.graph.node import LazyTensor
+from .. import dtypes
+from ..graph.leaves import FileRange, InMemory
+from ..graph.node import LazyTensor
+from ..graph.rewrite import concat, stack
 
 CODES = ("BF16", "F16", "F32", "F64", "I8", "I16", "I32", "I64", "U8", "BOOL", "F8_E4M3", "F8_E5M2", "F8_E8M0")
 CASTABLE = ("BF16", "F16", "F32", "F64", "F8_E4M3", "F8_E5M2")
@@ -27,7 +28,12 @@ class Drawn(NamedTuple):
     """A lazy tensor, and the bits that plain torch says it has."""
 
     node: LazyTensor
-    bits: torch.Tensor
+    bits: torch.Tensor  # integers as wide as the node's elements
+
+    @property
+    def expected(self) -> torch.Tensor:
+        """The bits as a tensor of the node's dtype."""
+        return self.bits.contiguous().view(dtypes.to_torch(self.node.code))
 
 
 class MemoryFile:
@@ -48,21 +54,6 @@ class MemoryFile:
         return None
 
 
-def bits_of(tensor: torch.Tensor) -> torch.Tensor:
-    """The elements as integers of the same width, whatever they mean."""
-    code = dtypes.from_torch(tensor.dtype)
-    return tensor.contiguous().view(dtypes.bits_dtype(code))
-
-
-def same_bits(found: torch.Tensor, expected: torch.Tensor) -> bool:
-    """Equal in shape, dtype and every bit pattern."""
-    return (
-        found.shape == expected.shape
-        and found.dtype == expected.dtype
-        and torch.equal(bits_of(found), bits_of(expected))
-    )
-
-
 def random_bits(code: str, dims: tuple[int, ...], seed: int) -> torch.Tensor:
     """Random bit patterns, NaN payloads and all."""
     generator = torch.Generator().manual_seed(seed)
@@ -70,6 +61,11 @@ def random_bits(code: str, dims: tuple[int, ...], seed: int) -> torch.Tensor:
     high = 2 if code == "BOOL" else 256
     raw = torch.randint(0, high, (nbytes,), dtype=torch.uint8, generator=generator)
     return raw.view(dtypes.bits_dtype(code)).view(dims)
+
+
+def tensor_of_bits(dtype: torch.dtype, dims: tuple[int, ...], seed: int) -> torch.Tensor:
+    """A tensor of random bit patterns."""
+    return random_bits(dtypes.from_torch(dtype), dims, seed).view(dtype)
 
 
 def leaf(bits: torch.Tensor, code: str, kind: str = "file", lead: int = 0) -> LazyTensor:
@@ -86,6 +82,7 @@ def leaf(bits: torch.Tensor, code: str, kind: str = "file", lead: int = 0) -> La
 
 @st.composite
 def leaves(draw: Any, code: str, dims: tuple[int, ...] | None = None) -> Drawn:
+    """One tensor of a file or of memory, random in shape (unless given), bits, strides and place."""
     if dims is None:
         dims = tuple(draw(st.lists(st.sampled_from(SIZES), max_size=4)))
     bits = random_bits(code, dims, draw(st.integers(0, 2**31)))
@@ -94,8 +91,12 @@ def leaves(draw: Any, code: str, dims: tuple[int, ...] | None = None) -> Drawn:
 
 
 @st.composite
-def subscripts(draw: Any, dims: tuple[int, ...]) -> Any:
-    """A key as a user would write it: ints, slices with steps, None, an ellipsis, at most one list or mask."""
+def slices(draw: Any, shape: Sequence[int]) -> Any:
+    """Keys for a tensor of this shape, as users write them: ints, slices with steps, None, `...`, one list or mask.
+
+    `lazy[key]` and `tensor[key]` mean the same for each of them.
+    """
+    dims = tuple(shape)
     keys: list[Any] = []
     listed = False
     for size in dims[: draw(st.integers(0, len(dims)))]:
@@ -118,13 +119,6 @@ def subscripts(draw: Any, dims: tuple[int, ...]) -> Any:
     if draw(st.booleans()) and len(keys) == len([k for k in keys if k is not None]):
         keys.append(Ellipsis)
     return tuple(keys)
-
-
-def _moved_index(key: Any) -> bool:
-    """torch moves an indexed axis to the front where ints and a list are separated; lazysd keeps it in place."""
-    at = [k for k, item in enumerate(key) if isinstance(item, (int, list, torch.Tensor))]
-    has_rows = any(isinstance(item, (list, torch.Tensor)) for item in key)
-    return has_rows and len(at) > 1
 
 
 @st.composite
@@ -158,13 +152,14 @@ OPS = ("permute", "transpose", "index", "reshape", "stack", "concat", "split", "
 
 @st.composite
 def _step(draw: Any, drawn: Drawn, code: str, name: str) -> Drawn:
+    """One more op on both sides; the same pair where the op does not apply."""
     node, bits = drawn
     ndim = bits.dim()
     if name == "permute":
         order = draw(st.permutations(range(ndim)))
         return Drawn(node.permute(*order) if order else node.permute(()), bits.permute(order))
     if name == "index":
-        key = draw(subscripts(tuple(bits.shape)).filter(lambda key: not _moved_index(key)))
+        key = draw(slices(bits.shape))
         return Drawn(node[key], bits[key])
     if name == "reshape":
         shape = draw(_shapes_of(bits.numel()))
@@ -172,7 +167,7 @@ def _step(draw: Any, drawn: Drawn, code: str, name: str) -> Drawn:
     if name == "stack":
         more = [draw(leaves(code, tuple(bits.shape))) for _ in range(draw(st.integers(0, 2)))]
         parts, dim = draw(st.permutations([drawn, *more])), draw(st.integers(-ndim - 1, ndim))
-        return Drawn(lazysd.stack([p.node for p in parts], dim), torch.stack([p.bits for p in parts], dim))
+        return Drawn(stack(tuple(p.node for p in parts), dim), torch.stack([p.bits for p in parts], dim))
     if name == "unsqueeze":
         dim = draw(st.integers(-ndim - 1, ndim))
         return Drawn(node.unsqueeze(dim), bits.unsqueeze(dim))
@@ -190,7 +185,7 @@ def _step(draw: Any, drawn: Drawn, code: str, name: str) -> Drawn:
             dims[dim] = draw(st.sampled_from((0, 1, 2, 3)))
             parts.append(draw(leaves(code, tuple(dims))))
         parts = draw(st.permutations(parts))
-        return Drawn(lazysd.concat([p.node for p in parts], dim), torch.cat([p.bits for p in parts], dim))
+        return Drawn(concat(tuple(p.node for p in parts), dim), torch.cat([p.bits for p in parts], dim))
     if name == "flatten":
         end = draw(st.integers(dim % ndim, ndim - 1))
         return Drawn(node.flatten(dim, end), bits.flatten(dim, end))
@@ -219,15 +214,23 @@ def _step(draw: Any, drawn: Drawn, code: str, name: str) -> Drawn:
         return Drawn(node.unbind(dim)[at], bits.unbind(dim)[at])
     if name == "inverse":  # take it apart and put it together: what rewrites undo
         parts, other = node.unbind(dim), bits.unbind(dim)
-        return Drawn(lazysd.stack(parts, dim), torch.stack(other, dim))
+        return Drawn(stack(parts, dim), torch.stack(other, dim))
     return drawn
 
 
 @st.composite
-def graphs(draw: Any, codes: tuple[str, ...] = CODES, max_ops: int = 7) -> Drawn:
-    """A graph of structural ops over leaves of one dtype, and its bits by plain torch."""
+def lazy_tensors(draw: Any, codes: Sequence[str] = CODES, max_ops: int = 7) -> Drawn:
+    """Lazy tensors made of random structural ops over files and tensors in memory, each with what torch makes of it.
+
+    Args:
+        codes: safetensors dtype codes to choose from, e.g. ("BF16", "F32").
+        max_ops: ops at most; shapes stay below 5000 elements.
+
+    Returns:
+        A strategy of Drawn: `node`, the lazy tensor; `bits`, its elements as integers; `expected`, as its dtype.
+    """
     code = draw(st.sampled_from(codes))
-    drawn = draw(leaves(code))
+    drawn: Drawn = draw(leaves(code))
     for name in draw(st.lists(st.sampled_from(OPS), max_size=max_ops)):
         if drawn.bits.dim() < 6 and drawn.bits.numel() < 5000:
             drawn = draw(_step(drawn, code, name))
