@@ -1,4 +1,4 @@
-"""cached(): the same bits, read once, in a bounded number of bytes, whatever is asked for and by however many threads."""
+"""cached(): the same bits, read once, in a bounded number of bytes, whatever is asked for, by many threads."""
 
 from __future__ import annotations
 
