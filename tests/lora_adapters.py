@@ -80,13 +80,13 @@ def apart(native: Mapping[str, torch.Tensor], words: tuple[str, ...] = ("gate_pr
         at, _, name = key.rpartition("lora_")
         for e, value in enumerate(tensor):
             if name == "down_A":
-                made[f"{at}{e}.down_proj.lora_A.weight"] = value.T.contiguous()
+                made[f"{at}{e}.down_proj.lora_A.weight"] = value.T.clone(memory_format=torch.contiguous_format)
             elif name == "down_B":
-                made[f"{at}{e}.down_proj.lora_B.weight"] = value.T.contiguous()
+                made[f"{at}{e}.down_proj.lora_B.weight"] = value.T.clone(memory_format=torch.contiguous_format)
             else:
                 parts = [value] * len(words) if name.endswith("A") else value.chunk(len(words), dim=1)
                 for word, part in zip(words, parts, strict=True):
-                    made[f"{at}{e}.{word}.lora_{name[-1]}.weight"] = part.T.contiguous()
+                    made[f"{at}{e}.{word}.lora_{name[-1]}.weight"] = part.T.clone(memory_format=torch.contiguous_format)
     return made
 
 
