@@ -181,7 +181,7 @@ def _written(dims: tuple[int, ...], boxes: list[tuple[range, ...]]) -> tuple[Sto
             file.write(part.numpy().tobytes())
             offsets.append(offsets[-1] + part.nbytes)
     source = SourceFile(file.name, io="pread")
-    source.fileno()
+    source.pread(memoryview(bytearray()), 0)  # opens it
     os.unlink(file.name)
     chunks = [
         Chunk(source, offset, tuple(a.start for a in box), tuple(map(len, box)), tuple(range(len(dims))))

@@ -365,3 +365,17 @@ def test_a_kill_between_the_renames_of_an_overwrite_is_mended(source: lazysd.Che
         source.convert("nemo").save(tmp_path / "out")
     assert lazysd.open(tmp_path / "out").layout == "hf"
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+def test_sources_are_those_of_the_graph(golden: Path, tmp_path: Path) -> None:
+    """A checkpoint composed of bare lazy tensors lists no files; its sources are watched all the same."""
+    import shutil
+
+    shutil.copytree(golden / "qwen3_moe_tiny", tmp_path / "src")
+    composed = lazysd.Checkpoint(dict(lazysd.open(tmp_path / "src")))
+    with pytest.raises(lazysd.errors.OutputExistsError, match="source"):
+        composed.save(tmp_path, overwrite=True)
+    shard = next((tmp_path / "src").glob("*.safetensors"))
+    with pytest.raises(lazysd.errors.SourceChangedError, match="changed while it was read"):
+        composed.save(tmp_path / "out", progress=lambda done, total: os.utime(shard))
+    assert [path.name for path in tmp_path.iterdir()] == ["src"]

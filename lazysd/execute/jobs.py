@@ -186,22 +186,33 @@ def _job(number: int, parts: list[Part], nbytes: int) -> Job:
 
 def digest(shards: Iterable[Shard]) -> str:
     """A fingerprint of what the plan makes and from what: equal digests make equal files."""
-    seen: dict[int, int] = {}
+    shards = list(shards)
     state = hashlib.sha256(f"lazysd {__version__}".encode())
     for shard in shards:
         state.update(f"|{shard.name}|{shard.nbytes}".encode())
         state.update(shard.header)
+    for node, number, is_new in _nodes(shards):
+        state.update((_fingerprint(node) if is_new else f"={number}").encode())
+    return state.hexdigest()
+
+
+def source_files(shards: Iterable[Shard]) -> list[Any]:
+    """Every file that the shards are made from (storage.reader.SourceFile)."""
+    return list(dict.fromkeys(node.op.file for node, _, _ in _nodes(shards) if isinstance(node.op, FileRange)))
+
+
+def _nodes(shards: Iterable[Shard]) -> Iterator[tuple[LazyTensor, int, bool]]:
+    """Every node below the targets, in an order that only the graph decides: (node, number, whether it is new)."""
+    seen: dict[int, int] = {}
+    for shard in shards:
         for target in shard.targets:
             stack = [target.node]
             while stack:
                 node = stack.pop()
-                if id(node) in seen:
-                    state.update(f"={seen[id(node)]}".encode())
-                    continue
-                seen[id(node)] = len(seen)
-                state.update(_fingerprint(node).encode())
-                stack.extend(node.inputs)
-    return state.hexdigest()
+                is_new = id(node) not in seen
+                yield node, seen.setdefault(id(node), len(seen)), is_new
+                if is_new:
+                    stack.extend(node.inputs)
 
 
 def _fingerprint(node: LazyTensor) -> str:

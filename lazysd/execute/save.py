@@ -20,7 +20,7 @@ from ..storage.shard_file import PAGE_NBYTES, ShardFile
 from ..storage.writer import OutputFolder, check_apart
 from . import workers
 from .fill import fill
-from .jobs import Job, Shard, digest
+from .jobs import Job, Shard, digest, source_files
 from .plan import Plan
 from .progress import reporter
 
@@ -161,7 +161,8 @@ def save(
 
 def output_folder(checkpoint: Checkpoint, plan: Plan, dst: Path, overwrite: bool, resume: bool) -> OutputFolder:
     """The folder a plan is written to, once it is sure that it does not touch the source."""
-    check_apart(dst, checkpoint.path, (file.path for file in checkpoint.files))
+    files = {file.path for file in (*checkpoint.files, *source_files(plan.shards))}
+    check_apart(dst, checkpoint.path, sorted(files))
     sides = sum(path.stat().st_size for path in _side_files(checkpoint, plan))
     nbytes = plan.write_nbytes + sides + _ENTRY_NBYTES * plan.num_tensors
     return OutputFolder(dst, digest(plan.shards), nbytes, overwrite, resume)
@@ -169,7 +170,7 @@ def output_folder(checkpoint: Checkpoint, plan: Plan, dst: Path, overwrite: bool
 
 def finish(checkpoint: Checkpoint, plan: Plan, folder: OutputFolder) -> None:
     """All shards are there: check the sources once more, write what stands beside the shards, make it appear."""
-    for file in checkpoint.files:
+    for file in source_files(plan.shards):  # the plan's, which a composed checkpoint need not list
         file.check_unchanged()
     folder.copy_files(_side_files(checkpoint, plan))
     for name, content in checkpoint.json_files.items():

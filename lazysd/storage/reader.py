@@ -5,6 +5,7 @@ from __future__ import annotations
 import mmap
 import os
 import threading
+from collections.abc import Callable
 from typing import NamedTuple
 
 from ..errors import ClosedCheckpointError, MissingShardError, ReadError, SourceChangedError
@@ -21,6 +22,18 @@ class Identity(NamedTuple):
     mtime_ns: int
 
 
+class _Handle:
+    """An open descriptor, closed when nobody uses it any more: a reader that meets close() still reads its own file."""
+
+    __slots__ = ("fd",)
+
+    def __init__(self, fd: int):
+        self.fd = fd
+
+    def __del__(self, close: Callable[[int], None] = os.close) -> None:  # bound: modules may be gone at exit
+        close(self.fd)
+
+
 class SourceFile:
     """A file that tensors are read from. Thread-safe; the handle is opened at the first read and kept."""
 
@@ -28,38 +41,39 @@ class SourceFile:
         self.path = path
         self.io = io
         self.identity = identity or identify(path)
-        self._fd: int | None = None
+        self._handle: _Handle | None = None
         self._map: mmap.mmap | None = None
         self._lock = threading.Lock()
         self._closed = False
 
-    def fileno(self) -> int:
-        """The open descriptor; opening checks that the file is still the one whose header was read."""
-        fd = self._fd
-        if fd is None:
+    def _open(self) -> _Handle:
+        """The open file; opening checks that it is still the one whose header was read."""
+        handle = self._handle
+        if handle is None:
             with self._lock:
                 if self._closed:
                     raise ClosedCheckpointError(f"{self.path} belongs to a closed checkpoint; open it again to read")
-                if self._fd is None:
+                if self._handle is None:
                     try:
-                        opened = os.open(self.path, os.O_RDONLY | os.O_CLOEXEC)
+                        opened = _Handle(os.open(self.path, os.O_RDONLY | os.O_CLOEXEC))
                     except FileNotFoundError as error:
                         raise MissingShardError(f"{self.path} is gone since the checkpoint was opened") from error
-                    if _identity_of(os.fstat(opened)) != self.identity:
-                        os.close(opened)
+                    except OSError as error:
+                        raise ReadError(f"{self.path} cannot be opened: {error.strerror}") from error
+                    if _identity_of(os.fstat(opened.fd)) != self.identity:
                         raise SourceChangedError(
                             f"{self.path} was modified since the checkpoint was opened; open it again"
                         )
-                    self._fd = opened
-                fd = self._fd
-        return fd
+                    self._handle = opened
+                handle = self._handle
+        return handle
 
     def pread(self, buffer: memoryview, offset: int) -> None:
         """Fill `buffer` (flat bytes) from `offset`. Raises ReadError on a short file."""
-        fd, done = self.fileno(), 0
+        handle, done = self._open(), 0
         while done < len(buffer):
             try:
-                count = os.preadv(fd, [buffer[done : done + READ_LIMIT]], offset + done)
+                count = os.preadv(handle.fd, [buffer[done : done + READ_LIMIT]], offset + done)
             except OSError as error:
                 raise ReadError(f"{self.path}: reading at {offset + done} failed: {error.strerror}") from error
             if not count:
@@ -77,20 +91,24 @@ class SourceFile:
         """
         if self.io != "mmap" or not nbytes:
             return None
-        if self._map is None:
-            fd = self.fileno()
+        mapped = self._map
+        if mapped is None:
+            handle = self._open()
             with self._lock:
                 if self._map is None:
-                    if os.fstat(fd).st_size < self.identity.size:  # a map past the end would kill the process
+                    if os.fstat(handle.fd).st_size < self.identity.size:  # a map past the end would kill the process
                         raise ReadError(f"{self.path} was truncated since the checkpoint was opened")
                     flags = mmap.MAP_PRIVATE | getattr(mmap, "MAP_NORESERVE", 0x4000)
-                    self._map = mmap.mmap(fd, self.identity.size, flags=flags, prot=mmap.PROT_READ | mmap.PROT_WRITE)
-        return memoryview(self._map)[offset : offset + nbytes]
+                    self._map = mmap.mmap(
+                        handle.fd, self.identity.size, flags=flags, prot=mmap.PROT_READ | mmap.PROT_WRITE
+                    )
+                mapped = self._map
+        return memoryview(mapped)[offset : offset + nbytes]
 
     def check_unchanged(self) -> None:
         """Raise SourceChangedError unless path and open handle are still the file that was opened."""
-        found = identify(self.path)
-        if found != self.identity or (self._fd is not None and _identity_of(os.fstat(self._fd)) != self.identity):
+        found, handle = identify(self.path), self._handle
+        if found != self.identity or (handle is not None and _identity_of(os.fstat(handle.fd)) != self.identity):
             raise SourceChangedError(
                 f"{self.path} changed while it was read (was {self.identity.size} bytes, is {found.size}); "
                 "what was made from it cannot be trusted; run again when nothing writes to it"
@@ -100,16 +118,10 @@ class SourceFile:
         """Close the handle. Views handed out stay valid: they hold the map themselves."""
         with self._lock:
             self._closed = True
-            if self._fd is not None:
-                os.close(self._fd)
-            self._fd = self._map = None
+            self._handle = self._map = None
 
     def __reduce__(self) -> tuple[type[SourceFile], tuple[str, Identity, str]]:
         return SourceFile, (self.path, self.identity, self.io)
-
-    def __del__(self) -> None:
-        if getattr(self, "_fd", None) is not None:
-            self.close()
 
 
 def identify(path: str) -> Identity:

@@ -17,7 +17,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from ..errors import LazysdError, NoSpaceError, OutputExistsError, ResumeMismatchError, WriteError
+from ..errors import LazysdError, NoSpaceError, OutputExistsError, ResumeMismatchError, SourceChangedError, WriteError
 from .shard_file import ShardFile
 
 JOURNAL = ".lazysd-journal.jsonl"
@@ -64,7 +64,8 @@ class OutputFolder:
 
     def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
         if self._lock is not None:
-            if not self.finished and not self._foreign and self.building.exists():
+            worthless = not self.finished or isinstance(error, SourceChangedError)
+            if worthless and not self._foreign and self.building.exists():
                 shutil.rmtree(self.building, ignore_errors=True)  # nothing in it is worth resuming
             self._unlock()
         if isinstance(error, OSError) and not isinstance(error, LazysdError):
