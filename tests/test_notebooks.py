@@ -80,7 +80,7 @@ def test_a_failing_cell_fails(kernel_home: Path) -> None:
 
 
 def test_there_are_notebooks() -> None:
-    assert [path.name[:3] for path in NOTEBOOKS] == ["01-", "02-"]
+    assert [path.name[:3] for path in NOTEBOOKS] == ["01-", "02-", "03-"]
 
 
 @each_notebook
@@ -110,13 +110,14 @@ def test_tells_a_story(path: Path) -> None:
     assert cells[0].cell_type == "markdown"
     assert cells[0].source.startswith("# ")
     assert sum(cell.cell_type == "markdown" for cell in cells) > len(cells) / 3
-    for link in re.findall(r"\]\(([^)#]+)\)", "\n".join(cell.source for cell in cells if cell.cell_type == "markdown")):
-        assert (FOLDER / link).exists(), link
+    text = "\n".join(cell.source for cell in cells if cell.cell_type == "markdown")
+    links = [link for link in re.findall(r"\]\(([^)#]+)\)", text) if not link.startswith("https://")]
+    assert [link for link in links if not (FOLDER / link).exists()] == []
 
 
 @each_notebook
 def test_needs_no_machine_and_no_network(path: Path) -> None:
-    text = "\n".join(cell.source for cell in stored(path).cells)
+    text = "\n".join(cell.source for cell in stored(path).cells if cell.cell_type == "code")
     absolute = re.findall(r"(?<![\w.}/>])/[A-Za-z_][\w.-]*/[\w./{}-]*|\b[A-Z]:\\", text)
     assert [found for found in absolute if not found.startswith("/proc/")] == []
     assert re.findall(r"https?://|from_pretrained|hf_hub|pip install", text) == []
