@@ -16,10 +16,12 @@ from safetensors.torch import save_file
 
 import lazysd
 from lazysd.errors import ReadOnlyError
+from lazysd.execute import engine, workers
 from lazysd.graph.node import LazyTensor
 from lazysd.storage.reader import SourceFile
 
-A = torch.arange(24.0).reshape(4, 6) / 7
+# Multiples of 1/4: sums of their products are exact, so that the order in which torch adds them up does not matter.
+A = torch.arange(24.0).reshape(4, 6) / 4
 B = torch.arange(24).reshape(4, 6).to(torch.bfloat16)
 
 
@@ -301,6 +303,56 @@ def test_copy_onto_its_own_source() -> None:
     assert torch.equal(tensor, wanted)
     tensor[1:] = lazysd.from_torch(tensor)[:-1]
     assert torch.equal(tensor[1:], wanted[:-1])
+
+
+def test_assigning_broadcasts_as_torch_does(ckpt: lazysd.Checkpoint) -> None:
+    for value, eager in ((ckpt["a"][:1], A[:1]), (ckpt["a"][:1, :1], A[:1, :1]), (ckpt["s"], torch.tensor(2.5))):
+        made, wanted = torch.zeros(3, 6), torch.zeros(3, 6)
+        made[1], wanted[1] = value, eager  # torch drops leading axes of length 1 here, copy_ does not
+        assert torch.equal(made, wanted)
+    with pytest.raises(RuntimeError, match="must match"):
+        torch.zeros(3, 6)[1:] = ckpt["a"]
+
+
+def test_filling_counts_as_an_in_place_edit(ckpt: lazysd.Checkpoint) -> None:
+    weight = torch.ones(4, 6, requires_grad=True)
+    loss = (weight * weight).sum()
+    ckpt["a"].materialize(out=weight)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        loss.backward()
+    view = torch.ones(8, 6)
+    saved = (view[2:6] * torch.ones(4, 6, requires_grad=True)).sum()
+    with torch.no_grad():
+        view[2:6] = ckpt["a"]
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        saved.backward()
+
+
+def test_inference_mode(ckpt: lazysd.Checkpoint, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also where several threads fill one tensor: each thread of torch has a mode of its own."""
+    for nbytes in (1 << 30, 16):
+        monkeypatch.setattr(engine, "PARALLEL_MIN_NBYTES", nbytes)
+        monkeypatch.setattr(engine, "TILE_NBYTES", nbytes)
+        monkeypatch.setattr(workers, "default_workers", lambda: 2)
+        for make in (lambda x: x.to(torch.float64), lambda x: x.T, lambda x: x.T.to(torch.half)):
+            with torch.inference_mode():
+                read = make(ckpt["a"]).materialize()
+                out = torch.empty_like(read)
+                make(ckpt["a"]).materialize(out=out)
+            assert read.is_inference()
+            assert torch.equal(read, make(A))
+            assert torch.equal(out, make(A))
+
+
+def test_a_complex_tensor_is_not_conjugated_in_silence(tmp_path: Path) -> None:
+    z = torch.tensor([[1 + 2j, 3j]])
+    save_file({"z": z}, tmp_path / "z.safetensors")
+    lazy = lazysd.open(tmp_path / "z.safetensors")["z"]
+    for name in ("H", "mH"):
+        with pytest.raises(AttributeError, match=rf"conjugated.*materialize\(\)\.{name}"):
+            getattr(lazy, name)
+        assert torch.equal(getattr(lazysd.from_torch(A), name).materialize(), getattr(A, name))
+    assert torch.equal(lazy.T.materialize(), z.T)
 
 
 def test_gradients_flow_through_reading(ckpt: lazysd.Checkpoint) -> None:

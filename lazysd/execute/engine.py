@@ -92,6 +92,8 @@ def fill_into(node: LazyTensor, target: torch.Tensor) -> None:
 
 def fill_all(wanted: Sequence[tuple[LazyTensor, torch.Tensor]]) -> None:
     """Fill each target with its node; where that is much work on the CPU, threads share it, tile by tile."""
+    import torch
+
     from .fill import fill_node
 
     crew = workers.default_workers()
@@ -101,11 +103,14 @@ def fill_all(wanted: Sequence[tuple[LazyTensor, torch.Tensor]]) -> None:
             fill_node(target, node)
         return
 
+    inference = torch.is_inference_mode_enabled()  # a thread has a mode of its own; targets may need the caller's
+
     def work(job: tuple[LazyTensor, torch.Tensor, Any]) -> None:
         node, target, box = job
         strides = target.stride()
         offset = sum(axis.start * stride for axis, stride in zip(box, strides, strict=True))
-        fill_node(target.as_strided(box_dims(box), strides, target.storage_offset() + offset), node, box)
+        with torch.inference_mode(inference):
+            fill_node(target.as_strided(box_dims(box), strides, target.storage_offset() + offset), node, box)
 
     def jobs() -> Iterator[tuple[LazyTensor, torch.Tensor, Any]]:
         for node, target in wanted:

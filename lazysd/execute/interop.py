@@ -57,6 +57,8 @@ def method(node: LazyTensor, name: str) -> Any:
     """Attribute `name` of a lazy tensor beyond the ones it defines itself. Looking an attribute up never reads."""
     if name in ATTRIBUTES:
         return ATTRIBUTES[name]
+    if name in ("H", "mH") and node.dtype.is_complex:
+        raise AttributeError(f"{name} of a complex tensor is conjugated, so it has to be read: materialize().{name}")
     if name == "T" or name == "H":
         return METHODS["permute"](node, *reversed(range(node.ndim)))
     if name in ("mT", "mH"):
@@ -89,7 +91,9 @@ def torch_function(func: Any, types: Any, args: Any, kwargs: Any) -> Any:
         raise _refusal(name)
     if name == "__setitem__" and _is_basic(args[1]):  # target[3:5] = lazy goes straight into the slice
         target = args[0][args[1]]
-        return target.copy_(args[2]) if isinstance(args[2], LazyTensor) else func(*_read(args))
+        if isinstance(args[2], LazyTensor) and tuple(target.shape) == args[2].dims:
+            return target.copy_(args[2])
+        return func(*_read(args))
     if name == "copy_" and isinstance(args[1], LazyTensor) and _can_fill(args[0], args[1]):
         return args[1].materialize(out=args[0])
     if func is torch.equal and len(args) == 2 and args[0].shape != args[1].shape:

@@ -18,8 +18,9 @@ from .mesh import is_dtensor
 
 
 def fill_target(out: Any, node: LazyTensor) -> None:
-    """Make `out`, a tensor of the node's shape, hold the node. Autograd does not see it, as with `.data`.
+    """Make `out`, a tensor of the node's shape, hold the node. Autograd does not record it, as under no_grad.
 
+    A graph that had saved the old values notices: backward() through them raises, as after any in-place edit.
     Of a DTensor only this rank's part is read. ValueError: another shape, or elements of `out` that share a place.
     """
     if tuple(out.shape) != node.dims:
@@ -40,6 +41,8 @@ def fill_target(out: Any, node: LazyTensor) -> None:
             fill_into(cast(node, dtypes.from_torch(target.dtype)), target)
         else:
             target.copy_(node.materialize(dtype=target.dtype))
+    if not out.is_inference():
+        torch.autograd.graph.increment_version(out)  # the mover writes behind torch's back
 
 
 def is_fillable(target: torch.Tensor) -> bool:
