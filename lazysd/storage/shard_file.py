@@ -42,9 +42,11 @@ class ShardFile:
 
     def finish(self, header: bytes) -> None:
         """Write the header, make all of it durable, and close."""
-        self._write_buffered(memoryview(header), 0)
-        os.fsync(self._fd)
-        self.close()
+        try:
+            self._write_buffered(memoryview(header), 0)
+            os.fsync(self._fd)
+        finally:
+            self.close()
 
     def close(self) -> None:
         """Close without finishing; the file stays as it is."""
