@@ -175,7 +175,7 @@ def _merged(
     node, module = hub[weight], weight.removesuffix(".weight")
     if node.code not in _MERGEABLE or weight + "_scale_inv" in hub:
         raise LayoutError(f"{weight} is quantised ({node.code}); dequantise the base before merging")
-    if first.ndim != 2 or second.ndim != 2:
+    if first.ndim != 2 or second.ndim != 2 or not first.dims[0]:
         raise LayoutError(f"{weight}: LoRA factors {list(first.dims)} and {list(second.dims)} are no matrices")
     rank, alpha = first.dims[0], said.alpha(module)
     if alpha is None:

@@ -84,7 +84,7 @@ def _config(root: Path) -> dict[str, Any] | None:
 
 def _dcp_folder(path: str | os.PathLike[str]) -> Path | None:
     """The folder, or the folder of the `.metadata` file, that dcp.save wrote; None where safetensors are there."""
-    given = Path(os.path.expanduser(os.fsdecode(path)))
+    given = Path(os.path.expanduser(os.fsdecode(path) or os.devnull))  # "" is refused with the other paths
     folder = given.parent if given.name == METADATA else given
     if not folder.is_dir() or not (folder / METADATA).is_file():
         return None
@@ -142,12 +142,12 @@ def _joined(parts: Sequence[tuple[Box, LazyTensor]], axis: int) -> LazyTensor:
 
 
 def _adapter(root: Path) -> AdapterConfig | None:
-    """What the JSON files of an adapter say, where there is adapter_config.json."""
+    """What the JSON files of an adapter say, adapter_config.json and NeMo's, where there is one."""
     said, stamp = root / "adapter_config.json", root / "automodel_peft_config.json"
-    if not said.is_file():
+    if not said.is_file() and not stamp.is_file():
         return None
     stamped = read_json(stamp, stamp.name) if stamp.is_file() else None
-    return AdapterConfig(read_json(said, said.name), stamped)
+    return AdapterConfig(read_json(said, said.name) if said.is_file() else {}, stamped, said.is_file())
 
 
 _WEIGHTS = (

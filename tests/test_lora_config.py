@@ -213,7 +213,12 @@ def test_tensors_of_another_rank_than_stated(tmp_path: Path) -> None:
         ({"peft_type": "IA3"}, "peft_type is 'IA3'; only LORA"),
         ({"rank_pattern": [3]}, "rank_pattern should map names to numbers"),
         ({"alpha_pattern": "x"}, "alpha_pattern should map names to numbers"),
-        ({"target_parameters": "mlp"}, "target_parameters should be a list"),
+        ({"target_parameters": "mlp"}, "target_parameters should be a list of names"),
+        ({"target_parameters": ["mlp", 3]}, "target_parameters should be a list of names"),
+        ({"target_modules": [["q_proj"]]}, "target_modules should be a list of names"),
+        ({"target_modules": {"q_proj": 1}}, "target_modules should be a list of names"),
+        ({"rank_pattern": {"(" * 9999: 3}}, "is no regular expression"),
+        ({"rank_pattern": {"a{99999999999}": 3}}, "is no regular expression"),
         ({"r": 0}, "should be a positive whole number, it is 0"),
         ({"r": "2"}, "should be a positive whole number, it is '2'"),
         ({"r": True}, "should be a positive whole number, it is True"),
@@ -227,9 +232,46 @@ def test_nonsense_is_an_error_of_ours(tmp_path: Path, fields: dict[str, Any], sa
         lazysd.open(tmp_path).convert("nemo")
 
 
+def test_a_stamp_that_is_no_word(tmp_path: Path) -> None:
+    write_adapter(tmp_path, folded(native_lora(), "peft-0.19"), adapter_config("nemo"), {"paramwrapper_layout": ["x"]})
+    with pytest.raises(LayoutError, match=r"paramwrapper_layout is \['x'\]"):
+        lazysd.open(tmp_path).convert("nemo")
+
+
+def test_a_stamp_alone_decides(tmp_path: Path) -> None:
+    native = native_lora(2, 8, 8, 3, wrapped=("down",))
+    write_adapter(tmp_path, folded(native, "peft-0.18"), None, {"paramwrapper_layout": "peft-0.18"})
+    stated = {"r": 3, "target_parameters": ["mlp.experts.down_proj"]}
+    assert_same(lazysd.open(tmp_path).convert("nemo", config=stated), native)
+
+
+@pytest.mark.parametrize("lost", [{"lora_alpha": None}, {"r": None}])
+def test_a_file_that_lacks_numbers_is_not_left_stale(tmp_path: Path, lost: dict[str, Any]) -> None:
+    """Left as it was, it would state the generation that the tensors no longer have."""
+    config = adapter_config("peft-0.18") | lost
+    write_adapter(tmp_path / "a", folded(native_lora(), "peft-0.18"), config)
+    lazysd.open(tmp_path / "a").convert("peft-0.19", config={"num_experts": 3}).save(tmp_path / "b")
+    after = read_json(tmp_path / "b" / CONFIG)
+    assert (after["peft_version"], after["lora_alpha"]) == ("0.19.1", config["lora_alpha"])
+    assert_same(lazysd.open(tmp_path / "b").convert("nemo", config={"num_experts": 3}), native_lora())
+
+
+def test_merge_rank_needs_an_alpha_to_double(tmp_path: Path) -> None:
+    config = adapter_config("peft-per-expert")
+    del config["lora_alpha"]
+    write_adapter(tmp_path, apart(native_lora()), config)
+    with pytest.raises(LayoutError, match=r"lora_alpha has to double, and adapter_config\.json states none"):
+        lazysd.open(tmp_path).convert("peft-0.19", merge_rank=True)
+    ckpt = lazysd.open(tmp_path).convert("peft-0.19", merge_rank=True, config={"lora_alpha": 5})
+    assert ckpt.adapter is not None
+    assert ckpt.adapter.values["alpha_pattern"] == {"mlp.experts.gate_up_proj": 10}
+
+
 def test_scale() -> None:
     assert AdapterConfig({"use_rslora": True}).scale(4, 6) == 3
     assert AdapterConfig({}).scale(4, 6) == 1.5
+    with pytest.raises(LayoutError, match="should be a number, it is nan"):
+        AdapterConfig().stating({"lora_alpha": float("nan")}).alpha("q_proj")
 
 
 # files without a folder, folders without numbers

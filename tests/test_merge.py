@@ -20,6 +20,7 @@ from lazysd.cli.main import main
 from lazysd.errors import LayoutError
 from lazysd.graph.compute import AddMatmul
 from lazysd.graph.rewrite import build
+from lazysd.layouts import AdapterConfig
 from lazysd.merging import merge
 
 E, H, I, R = 3, 4, 5, 2  # noqa: E741
@@ -228,6 +229,9 @@ def test_an_undecidable_adapter_is_stated(tmp_path: Path) -> None:
     exact = expected(names, apart(native), 4.0)
     assert_rounded(merge(base, adapter, source="peft-0.18"), exact, torch.float32)
     assert_rounded(merge(base, adapter.convert("peft-0.18", source="peft-0.18")), exact, torch.float32)
+    known = AdapterConfig({"r": R, "lora_alpha": 8, "target_parameters": ["mlp.experts.down_proj"]})
+    named = lazysd.Checkpoint(dict(adapter), layout="peft-0.18", family="qwen3_moe", adapter=known)
+    assert_rounded(merge(base, named), exact, torch.float32)
     with pytest.raises(AssertionError):
         assert_rounded(merge(base, adapter, source="peft-0.19"), exact, torch.float32)
 
@@ -305,6 +309,7 @@ REFUSED: dict[str, tuple[dict[str, torch.Tensor], dict[str, Any], str]] = {
     ),
     "shapes": (pair(a=(R, 9)), {}, "belongs to another base"),
     "no matrices": (pair(a=(R, H, 1)), {}, "no matrices"),
+    "rank 0": (pair(a=(0, H), b=(6, 0)), {}, "no matrices"),
     "a rank": (pair(a=(3, H), b=(6, 3)), {}, "has rank 3, .* says 2"),
     "a resized vocabulary": ({"base_model.model.lm_head.weight": torch.zeros(9, H)}, {}, "resized in the base first"),
     "DoRA's vectors": ({Q + "lora_magnitude_vector": torch.zeros(6)}, {}, "DoRA rescales the merged weight"),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from math import sqrt
+from math import isfinite, sqrt
 from typing import Any
 
 from ..errors import LayoutError
@@ -29,15 +29,17 @@ class AdapterConfig:
 
     values: Mapping[str, Any] = field(default_factory=dict)
     stamped: Mapping[str, Any] | None = None
+    exists: bool = False  # whether there is a file, which a save then replaces, whatever it lacks
 
     def __post_init__(self) -> None:
         for name in ("rank_pattern", "alpha_pattern"):
             if not isinstance(self.values.get(name) or {}, Mapping):
                 raise LayoutError(f"{CONFIG}: {name} should map names to numbers, it is {self.values[name]!r}")
-        if not isinstance(self.values.get("target_parameters") or [], (list, tuple)):
-            raise LayoutError(
-                f"{CONFIG}: target_parameters should be a list, it is {self.values['target_parameters']!r}"
-            )
+        for name, others in (("target_parameters", ()), ("target_modules", (str,))):
+            value = self.values.get(name) or []
+            names = value if isinstance(value, (list, tuple)) else [None]
+            if not isinstance(value, others) and not all(isinstance(item, str) for item in names):
+                raise LayoutError(f"{CONFIG}: {name} should be a list of names, it is {self.values[name]!r}")
         peft_type = self.values.get("peft_type", "LORA")
         if peft_type != "LORA":
             raise LayoutError(f"{CONFIG}: peft_type is {peft_type!r}; only LORA adapters are known")
@@ -49,7 +51,8 @@ class AdapterConfig:
 
     def files(self) -> dict[str, dict[str, Any]]:
         """What a save writes: adapter_config.json, as far as PEFT could read it, and NeMo's, if it was there."""
-        found = {CONFIG: dict(self.values)} if {"r", "lora_alpha"} <= set(self.values) else {}
+        complete = all(self.values.get(name) is not None for name in ("r", "lora_alpha"))
+        found = {CONFIG: dict(self.values)} if self.exists or complete else {}
         return found if self.stamped is None else {**found, STAMP: dict(self.stamped)}
 
     def rank(self, name: str) -> int | None:
@@ -62,7 +65,9 @@ class AdapterConfig:
     def alpha(self, name: str) -> float | None:
         """lora_alpha of the module or parameter `name`, from alpha_pattern or lora_alpha."""
         value = _from_pattern(self.values.get("alpha_pattern"), name, self.values.get("lora_alpha"))
-        if value is not None and (isinstance(value, bool) or not isinstance(value, (int, float))):
+        if value is not None and (
+            isinstance(value, bool) or not isinstance(value, (int, float)) or not isfinite(value)
+        ):
             raise LayoutError(f"{CONFIG}: lora_alpha of {name} should be a number, it is {value!r}")
         return value
 
@@ -83,7 +88,7 @@ class AdapterConfig:
             found[f"peft_version {version} in {CONFIG}"] = known
         stamp = (self.stamped or {}).get(STAMP_KEY)
         if stamp is not None:
-            if stamp not in _STAMPS:
+            if not isinstance(stamp, str) or stamp not in _STAMPS:
                 raise LayoutError(f"{STAMP}: {STAMP_KEY} is {stamp!r}, known are {', '.join(_STAMPS)}")
             found[f"{STAMP_KEY} {stamp} in {STAMP}"] = _STAMPS[stamp]
         return found
@@ -94,7 +99,7 @@ def _from_pattern(pattern: Mapping[str, Any] | None, name: str, default: Any) ->
     for key, value in (pattern or {}).items():
         try:
             found = re.match(rf"(.*\.)?({key})$", name)
-        except re.error as error:
+        except (re.error, OverflowError, RecursionError) as error:
             raise LayoutError(f"{CONFIG}: pattern {key!r} is no regular expression: {error}") from error
         if found:
             return value
@@ -160,7 +165,7 @@ def adapter_config_for(layout: Layout, config: AdapterConfig, adapted: Adapted, 
             values["peft_version"] = _FIRST_VERSION[layout.name]
         if stamped is not None:
             stamped[STAMP_KEY] = next(stamp for stamp, name in _STAMPS.items() if name == layout.name)
-    return _with_patterns(AdapterConfig(values, stamped), adapted.parameters, aliases)
+    return _with_patterns(replace(config, values=values, stamped=stamped), adapted.parameters, aliases)
 
 
 def _target_parameters(targets: list[str], names: list[str], lora: LoraNames) -> list[str]:

@@ -237,6 +237,11 @@ def adapted(hub: Mapping[str, LazyTensor], origin: Layout, adapter: AdapterConfi
                 f"adapter_config.json says {', '.join(map(str, ranks))}"
             )
         (alpha,) = alphas
+        if doubled and alpha is None and adapter.exists:
+            raise LayoutError(
+                f"{name}: merge_rank doubles its rank, so that lora_alpha has to double, and adapter_config.json "
+                'states none; state it: config={"lora_alpha": …}, --lora-alpha'
+            )
         if doubled and alpha is not None:  # the scale stays what it was: alpha / r, or alpha / sqrt(r)
             alpha = alpha * (sqrt(2) if adapter.values.get("use_rslora") else 2)
         num_experts[name] = experts
