@@ -25,7 +25,11 @@ def src(golden: Path, tmp_path: Path) -> Path:
 
 def shell(*args: object, **env: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [sys.executable, "-m", "lazysd", *map(str, args)], capture_output=True, text=True, env={**os.environ, **env}
+        [sys.executable, "-m", "lazysd", *map(str, args)],
+        capture_output=True,
+        text=True,
+        errors="replace",
+        env={**os.environ, **env},
     )
 
 
@@ -132,7 +136,10 @@ def test_include_and_exclude(src: Path, tmp_path: Path) -> None:
 
 
 CASES = [
-    (2, ["convert", "{src}"], "usage"),
+    (2, ["convert", "{src}"], "lazysd convert: the following arguments are required: DST, --to; see `lazysd convert"),
+    (2, ["convert", "{src}", "{out}", "--to", "nemo", "--workers", "0"], "not a whole number of at least 1"),
+    (2, [], "COMMAND; see `lazysd --help`"),
+    (3, ["inspect", ""], "the path is empty"),
     (2, ["convert", "{src}", "{out}", "--to", "nemo", "--max-memory", "lots"], "cannot read 'lots' as a size"),
     (2, ["convert", "{src}", "{out}", "--to", "nemo", "--max-memory", "1MB"], "smallest that would do"),
     (3, ["convert", "{src}", "{out}", "--to", "nonsense"], "no layout 'nonsense'"),
@@ -204,3 +211,52 @@ def test_every_command_has_help() -> None:
         assert command.description, name
         for action in command._actions:
             assert action.help, (name, action.dest)
+
+
+@pytest.mark.parametrize("path", ["précieux 数据", "not utf-8 \udcff"])
+@pytest.mark.parametrize(
+    "env", [{}, {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}], ids=["utf-8", "C"]
+)
+def test_paths_of_any_spelling(src: Path, tmp_path: Path, path: str, env: dict[str, str]) -> None:
+    here = tmp_path / path
+    src.rename(here)
+    out = tmp_path / (path + " out")
+    done = shell("convert", here, out, "--to", "nemo", "--verify", **env)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert shell("inspect", out, **env).returncode == 0
+    again = shell("convert", here, out, "--to", "nemo", **env)
+    assert (again.returncode, again.stderr.count("\n")) == (4, 1)
+
+
+def test_overwrite_replaces_checkpoints_only(src: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    precious, file = tmp_path / "precious", tmp_path / "file"
+    precious.mkdir()
+    (precious / "thesis.txt").write_text("years of work")
+    file.write_text("mine")
+    for dst, reason in ((precious, "holds no checkpoint"), (file, "is no folder")):
+        assert main(["convert", str(src), str(dst), "--to", "nemo", "--overwrite"]) == 4
+        assert reason in capsys.readouterr().err
+    assert [path.read_text() for path in (precious / "thesis.txt", file)] == ["years of work", "mine"]
+    assert main(["convert", str(src), str(tmp_path / "out"), "--to", "nemo"]) == 0
+    assert main(["convert", str(src), str(tmp_path / "out"), "--to", "hf-fused", "--overwrite"]) == 0
+    assert lazysd.open(tmp_path / "out").layout == "hf-fused"
+
+
+def test_values_that_json_lacks_are_text(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    save_file({"x": torch.tensor([[1.5, float("nan")], [float("inf"), -float("inf")]])}, tmp_path / "x.safetensors")
+    assert main(["show", str(tmp_path / "x.safetensors"), "x", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out, parse_constant=pytest.fail)
+    assert found["values"] == [[1.5, "nan"], ["inf", "-inf"]]
+
+
+def test_a_stdout_that_takes_nothing(src: Path) -> None:
+    command = f"{sys.executable} -m lazysd inspect {src}"
+    full = subprocess.run(f"{command} > /dev/full", shell=True, capture_output=True, text=True)
+    assert (full.returncode, full.stderr) == (4, "lazysd: No space left on device\n")
+    closed = subprocess.run(f"{command} >&-", shell=True, capture_output=True, text=True)
+    assert (closed.returncode, closed.stderr) == (0, "")
+
+
+def test_errors_of_the_system_are_words(src: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["convert", str(src), "/proc/lazysd/out", "--to", "nemo"]) == 4
+    assert "Errno" not in capsys.readouterr().err

@@ -6,6 +6,7 @@ Example: lazysd show CKPT model.layers.0.mlp.experts.gate_and_up_projs --to nemo
 from __future__ import annotations
 
 import argparse
+import math
 import re
 from typing import Any
 
@@ -40,6 +41,15 @@ def parse_slice(text: str) -> tuple[Any, ...]:
     return tuple(keys)
 
 
+def _plain(values: Any) -> Any:
+    """Values as JSON has them: what is not finite ("nan", "inf", "-inf") becomes text."""
+    if isinstance(values, list):
+        return [_plain(value) for value in values]
+    if isinstance(values, complex):
+        return [_plain(values.real), _plain(values.imag)]
+    return str(values) if isinstance(values, float) and not math.isfinite(values) else values
+
+
 def run(args: argparse.Namespace) -> int:
     with opened(args.checkpoint, args) as checkpoint:
         tensor = converted(checkpoint, args)[args.key]
@@ -56,11 +66,12 @@ def run(args: argparse.Namespace) -> int:
             "reads": [{"file": path, "offset": offset, "nbytes": nbytes} for path, offset, nbytes in reads],
         }
         total = sum(nbytes for _, _, nbytes in reads)
-        text = f"{printable(args.key)}\n{tensor!r}\nreads {format_nbytes(total)} in {len(reads)} ranges"
+        ranges = f"{len(reads)} range{'s' if len(reads) != 1 else ''}"
+        text = f"{printable(args.key)}\n{tensor!r}\nreads {format_nbytes(total)} in {ranges}"
         if not args.no_values:
             values = tensor.materialize()
             text += f"\n{values}"
             if args.json:
-                data["values"] = values.tolist()
+                data["values"] = _plain(values.tolist())
         emit(args, text, data)
     return 0

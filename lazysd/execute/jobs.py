@@ -192,7 +192,7 @@ def digest(shards: Iterable[Shard]) -> str:
         state.update(f"|{shard.name}|{shard.nbytes}".encode())
         state.update(shard.header)
     for node, number, is_new in _nodes(shards):
-        state.update((_fingerprint(node) if is_new else f"={number}").encode())
+        state.update((_fingerprint(node) if is_new else f"={number}").encode("utf-8", "surrogateescape"))
     return state.hexdigest()
 
 

@@ -52,6 +52,8 @@ def find_shards(path: str | os.PathLike[str]) -> ShardSet:
         UnsafePathError: a shard that is, or links to, a file outside the folder.
         FormatError: a damaged index, or several files and nothing to say how they belong together.
     """
+    if not os.fsdecode(path):
+        raise MissingShardError("cannot open '': the path is empty; name a file, a folder or a cached model")
     given = Path(os.path.expanduser(os.fsdecode(path)))
     if not os.path.exists(given):
         given = _cached_model(given)

@@ -72,9 +72,18 @@ class OutputFolder:
             raise _named(error, self.building) from error
 
     def _check_free(self) -> None:
-        if os.path.lexists(self.dst) and not self.overwrite and not _is_empty_folder(self.dst):
+        """Refuse to put the result where something is that may not go."""
+        if not os.path.lexists(self.dst) or _is_empty_folder(self.dst):
+            return
+        if not self.dst.is_dir():
+            raise OutputExistsError(f"{self.dst} exists and is no folder; choose another destination")
+        if not self.overwrite:
             raise OutputExistsError(
                 f"{self.dst} exists; choose another destination or pass overwrite=True (--overwrite)"
+            )
+        if not any(_of_a_checkpoint(name) for name in os.listdir(self.dst)):
+            raise OutputExistsError(
+                f"{self.dst} holds no checkpoint, so it is not overwritten; choose another destination or remove it"
             )
 
     def _unlock(self) -> None:
@@ -201,6 +210,11 @@ def _parse_line(line: str) -> dict[str, Any] | None:
     except ValueError:
         return None
     return value if isinstance(value, dict) else None
+
+
+def _of_a_checkpoint(name: str) -> bool:
+    """Whether a file's name is one that a checkpoint's folder has."""
+    return name.endswith((".safetensors", ".safetensors.index.json")) or name in ("lazysd.manifest.json", ".metadata")
 
 
 def _is_empty_folder(path: Path) -> bool:
