@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+import json
 import re
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from checkpoints import random_hf, write
+from gloo import run_ranks
 from safetensors.torch import save_file
 from torch import nn
 
 import lazysd
 from lazysd.storage.reader import SourceFile
+from lazysd.testing import recorded_reads
 
 
 class Net(nn.Module):
@@ -159,6 +165,129 @@ def test_assign_says_what_to_use_instead(tmp_path: Path) -> None:
     ckpt = saved(Net(), tmp_path)
     with pytest.raises(RuntimeError, match="load_into"):
         Net().load_state_dict(ckpt, assign=True)
+
+
+PEAK = """
+import gc, json, sys, torch, lazysd
+from torch import nn
+from lazysd.execute import load, fill
+def status(name):
+    with open("/proc/self/status") as file:
+        return next(int(line.split()[1]) for line in file if line.startswith(name)) * 1024
+class Experts(nn.Module):
+    def __init__(self, E, H, I):
+        super().__init__()
+        self.gate_up_proj = nn.Parameter(torch.empty(E, 2 * I, H, dtype=torch.bfloat16))
+        self.down_proj = nn.Parameter(torch.empty(E, H, I, dtype=torch.bfloat16))
+class Model(nn.Module):
+    def __init__(self, E, H, I, layers):
+        super().__init__()
+        self.model = nn.Module()
+        self.model.layers = nn.ModuleList()
+        for _ in range(layers):
+            layer = nn.Module(); layer.mlp = nn.Module(); layer.mlp.experts = Experts(E, H, I)
+            self.model.layers.append(layer)
+sizes = json.loads(sys.argv[2])
+with torch.device("meta"):
+    model, small = Model(*sizes), Model(2, 8, 8, 1)
+key = "model.layers.0.mlp.experts."
+zeros = torch.zeros(8, 8, dtype=torch.bfloat16)
+made = {key + f"{e}.{g}_proj.weight": zeros for e in range(2) for g in ("gate", "up", "down")}
+lazysd.load_into(small, lazysd.convert({k: lazysd.from_torch(t) for k, t in made.items()}, "hf-fused"))  # imports
+torch.set_num_threads(2)
+ckpt = lazysd.open(sys.argv[1]).convert("hf-fused").select("*experts*")
+gc.collect()
+open("/proc/self/clear_refs", "w").write("5")
+before = status("VmRSS")
+if sys.argv[3] == "load_into":
+    report = lazysd.load_into(model, ckpt)
+    assert report.left_on_meta == []
+else:
+    model = model.to_empty(device="cpu")
+    model.load_state_dict(ckpt)
+growth = status("VmHWM") - before
+total = sum(p.double().sum().item() for p in model.parameters())
+print(json.dumps([growth, sum(p.nbytes for p in model.parameters()), total]))
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("way", ["load_into", "load_state_dict"])
+def test_memory_grows_by_the_model_and_one_expert(tmp_path: Path, way: str) -> None:
+    """From per-expert files into grouped parameters of 100 MB in all; a group alone would be 17 or 34 MB."""
+    sizes = (16, 1024, 512, 2)
+    hf = {key: torch.randint(0, 9, t.shape).to(torch.bfloat16) for key, t in random_hf(*sizes).items()}
+    write(tmp_path / "src", hf, shards=3, config={"num_experts": 16})
+    command = [sys.executable, "-c", PEAK, str(tmp_path / "src"), json.dumps(sizes), way]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    growth, model_nbytes, total = json.loads(done.stdout)
+    assert total == sum(t.double().sum().item() for key, t in hf.items() if ".experts." in key)
+    expert_nbytes = 2 * 1024 * 512 * 2
+    scratch = 10 << 20  # blocks and stacks of two threads, and what the allocator rounds up
+    assert growth <= model_nbytes + expert_nbytes + scratch < model_nbytes + 16 * expert_nbytes
+
+
+def fills_dtensors(folder: Path) -> None:
+    """Runs in each of two processes; the oracle is distribute_tensor of the whole tensor."""
+    import torch.distributed as dist
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.tensor import DTensor, Replicate, Shard, distribute_tensor
+
+    rank = dist.get_rank()
+    generator = torch.Generator().manual_seed(0)
+    tensors = {
+        name: torch.randint(0, 99, dims, generator=generator).to(torch.bfloat16)
+        for name, dims in (("rows", (5, 6)), ("columns", (4, 7)), ("both", (3, 2)), ("plain", (2, 2)))
+    }
+    if rank == 0:
+        save_file(tensors, folder / "m.safetensors")
+    dist.barrier()
+    mesh = init_device_mesh("cpu", (2,))
+    placements = {"rows": Shard(0), "columns": Shard(1), "both": Replicate()}
+    expected = {name: distribute_tensor(tensors[name], mesh, [place]) for name, place in placements.items()}
+
+    def module(device: str) -> nn.Module:
+        made = nn.Module()
+        for name, whole in expected.items():
+            local = torch.zeros_like(whole.to_local(), device=device)
+            parameter = DTensor.from_local(
+                local, mesh, whole.placements, run_check=False, shape=whole.shape, stride=whole.stride()
+            )
+            made.register_parameter(name, nn.Parameter(parameter, requires_grad=name != "both"))
+        made.register_parameter("plain", nn.Parameter(torch.zeros(2, 2, dtype=torch.bfloat16, device=device)))
+        made.tied = made.rows
+        return made
+
+    ckpt = lazysd.open(folder / "m.safetensors", io="pread")
+    for device in ("cpu", "meta"):
+        net = module(device)
+        with recorded_reads() as noted:
+            report = lazysd.load_into(net, ckpt)
+        assert report == ([], [], []), report
+        assert net.tied is net.rows
+        for name, whole in expected.items():
+            found = getattr(net, name)
+            assert isinstance(found, nn.Parameter)
+            assert isinstance(found.data, DTensor)
+            assert (found.placements, found.shape) == (whole.placements, whole.shape)
+            assert found.requires_grad == (name != "both")
+            assert torch.equal(found.to_local(), whole.to_local())
+        assert torch.equal(net.plain.detach(), tensors["plain"])
+        mine = sum(whole.to_local().nbytes for whole in expected.values()) + 8
+        gaps = 3 * (7 - expected["columns"].to_local().shape[1]) * 2  # rows cut in two are read along their gaps
+        assert sum(nbytes for _, _, nbytes in noted) == mine + gaps
+    net = module("cpu")
+    with torch.no_grad():
+        assert str(net.load_state_dict({**ckpt, "tied": ckpt["rows"]})) == "<All keys matched successfully>"
+    for name, whole in expected.items():
+        assert torch.equal(getattr(net, name).to_local(), whole.to_local())
+
+
+@pytest.mark.dist
+def test_dtensor_parameters_on_two_ranks(tmp_path: Path) -> None:
+    found = run_ranks("test_load", ["fills_dtensors"], 2, tmp_path)
+    assert found["fills_dtensors"] == ["", ""], "\n".join(found["fills_dtensors"])
 
 
 @pytest.fixture(scope="module")
