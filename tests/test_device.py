@@ -215,6 +215,15 @@ def test_out_of_every_kind(ckpt: lazysd.Checkpoint) -> None:
     assert torch.equal(conjugated.real, wanted.float())
 
 
+@pytest.mark.gpu
+def test_out_in_pinned_memory(ckpt: lazysd.Checkpoint) -> None:
+    for dtype in (torch.int16, torch.float32):
+        out = torch.empty(34, 24, dtype=dtype, pin_memory=True)
+        ckpt["e0"].T.materialize(out=out[:, ::2])
+        assert torch.equal(out[:, ::2], DATA["e0"].T.to(dtype))
+        assert out.is_pinned()
+
+
 def test_out_may_be_what_is_read() -> None:
     tensor = torch.arange(16.0).reshape(4, 4)
     lazysd.from_torch(tensor).T.materialize(out=tensor)
@@ -244,6 +253,24 @@ def test_cuda_is_ordered_with_the_callers_stream(tmp_path: Path) -> None:
         lazy.materialize(out=out)
         result = out.clone()
     stream.synchronize()
+    assert torch.equal(result.cpu(), data)
+
+
+@pytest.mark.gpu
+def test_cuda_target_that_another_stream_uses_next(tmp_path: Path) -> None:
+    """Ordered with the stream that is current at the call; another one waits for it, as for any kernel."""
+    data = torch.randint(0, 99, (32 << 20,), dtype=torch.uint8)
+    save_file({"w": data}, tmp_path / "m.safetensors")
+    lazy = lazysd.open(tmp_path / "m.safetensors")["w"]
+    first, second = torch.cuda.Stream(), torch.cuda.Stream()
+    with torch.cuda.stream(first):
+        out = torch.zeros(32 << 20, dtype=torch.uint8, device="cuda")
+        lazy.materialize(out=out)
+    second.wait_stream(first)
+    with torch.cuda.stream(second):
+        out.record_stream(second)
+        result = out.clone()
+    second.synchronize()
     assert torch.equal(result.cpu(), data)
 
 
