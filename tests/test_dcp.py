@@ -211,6 +211,8 @@ def save_sharded(folder: Path) -> None:
     state["fsdp"] = model.state_dict()
     state["rank"] = {"of": n}
     dcp.save(state, checkpoint_id=folder / "dcp")
+    hf = lazysd.open(folder / "dcp").select("model.*").convert("hf")
+    lazysd.distributed.save(hf, folder / "hf", max_shard_size=1000)
 
 
 @pytest.mark.dist
@@ -227,6 +229,7 @@ def test_shards_of_several_ranks(tmp_path: Path, world_size: int) -> None:
     assert torch.equal(ckpt["twice"].materialize(), torch.arange(35.0).reshape(5, 7))
     assert torch.equal(ckpt["fewer"].materialize(), torch.arange(2.0))
     assert torch.equal(ckpt["fsdp.weight"].materialize(), ckpt["weight"].materialize())
+    assert_same(lazysd.open(folder.parent / "hf"), hf)  # converted by the ranks that trained
     down = ckpt["model.layers.0.mlp.experts.down_projs"]
     assert sum(nbytes for *_, nbytes in down[2].reads()) == down[2].nbytes  # an expert, not its rank's chunk
     done = cli("convert", folder, tmp_path / "hf", "--to", "hf", "--include", "model.*", "--verify")

@@ -124,7 +124,11 @@ def test_without_torchrun_the_others_end_too(golden: Path, tmp_path: Path, alone
         line = [line for line in said[rank][1].splitlines() if line.startswith("lazysd: ")]
         assert line == [f"lazysd: {tmp_path / 'out'} was not made: another rank is gone; run again to go on from there"]
     assert not (tmp_path / "out").exists()
-    assert (tmp_path / ".out.lazysd-partial" / "model-00002-of-00005.safetensors").exists()
+    kept = tmp_path / ".out.lazysd-partial" / "model-00002-of-00005.safetensors"  # rank 1's first
+    inode = kept.stat().st_ino
+    subprocess.run(command, check=True, capture_output=True)  # one process goes on where three stopped
+    assert files(tmp_path / "out") == alone
+    assert (tmp_path / "out" / kept.name).stat().st_ino == inode
 
 
 # What each rank runs, in processes that live on after an error: whoever waits for another rank would hang here.

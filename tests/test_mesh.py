@@ -285,6 +285,9 @@ def what_a_spread_tensor_refuses(folder: Path) -> None:
         ckpt.convert("nemo", mesh=mesh(tp=dist.get_world_size()))
     with pytest.raises(LayoutError, match="groups no experts"):
         ckpt.convert("hf", mesh=mesh(ep=dist.get_world_size()))
+    for use in (ckpt.convert("nemo", mesh=node.device_mesh).plan, lambda: torch.stack([node, node]).materialize()):
+        with pytest.raises(LayoutError, match=r"is spread over ranks, and this one holds only a part \(\.local\)"):
+            use()
     assert "Shard(dim=0)" in repr(node) or "S(0)" in repr(node)
 
 

@@ -6,11 +6,12 @@ Mesh dimensions mean what they mean in NeMo Automodel: `ep` splits experts (axis
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from ..errors import LayoutError
-from ..graph.base import Inputs, Op
+from ..graph.base import Inputs, Piece, Structural
 from ..graph.boxes import Dims, row_major
 from ..graph.methods import narrow
 from ..graph.node import LazyTensor
@@ -23,7 +24,7 @@ MESH_DIMS = ("ep", "ep_shard", "ep_replicate")
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Sharded(Op):
+class Sharded(Structural):
     """Part of a tensor on this rank; the other parts are on other ranks. The node's only input is the local part."""
 
     device_mesh: Any
@@ -31,6 +32,12 @@ class Sharded(Op):
 
     def infer(self, inputs: Inputs) -> tuple[Dims, str]:
         raise TypeError("a sharded node is built with its global shape")
+
+    def route(self, piece: Piece) -> Iterator[Piece]:
+        raise LayoutError(
+            f"a tensor of shape {list(piece.node.dims)} is spread over ranks, and this one holds only a part (.local); "
+            "to save or combine whole tensors, convert without a mesh (lazysd.distributed.save shares out the work)"
+        )
 
     def describe(self, node: LazyTensor) -> str:
         return f"{list(node.inputs[0].dims)} of it here, {', '.join(map(str, self.placements))}"
