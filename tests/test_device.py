@@ -14,7 +14,8 @@ from safetensors.torch import save_file
 import lazysd
 from lazysd.errors import ReadError
 from lazysd.execute import fill as mover
-from lazysd.execute.device import CUDA_RING_NBYTES, CudaLane, lane_for
+from lazysd.execute.blocks import HOST_BLOCK_NBYTES
+from lazysd.execute.device import CUDA_RING_NBYTES, SERIAL_NUMEL, CudaLane, copy_block, lane_for
 from lazysd.graph.node import LazyTensor
 from lazysd.storage.reader import SourceFile
 
@@ -213,6 +214,33 @@ def test_out_of_every_kind(ckpt: lazysd.Checkpoint) -> None:
     conjugated = torch.zeros(12, 34, dtype=torch.complex64)
     ckpt["e0"].materialize(out=conjugated.conj())
     assert torch.equal(conjugated.real, wanted.float())
+
+
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.int16, torch.int32, torch.int64])
+@pytest.mark.parametrize("cut", [(4, 0, 1), (3, 0, 1), (4, 1, 1), (4, 0, 2)])
+def test_blocks_are_copied_in_pieces_too_small_for_torchs_threads(
+    monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype, cut: tuple[int, int, int]
+) -> None:
+    """Rows of any width, offset and step, of which some can be copied as wider integers and some cannot."""
+    less, first, step = cut
+    raw = torch.randint(0, 256, (3, 70, 8 * 520), dtype=torch.uint8).view(dtype)
+    source = raw[1:, :, first : raw.shape[2] - less : step]
+    target = torch.zeros_like(raw)[1:, :, first : raw.shape[2] - less : step]
+    assert SERIAL_NUMEL < target.numel() <= HOST_BLOCK_NBYTES
+    wanted, sizes, copy = source.clone(), [], torch.Tensor.copy_
+
+    def noted(self: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
+        sizes.append(self.numel())
+        return copy(self, other)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(torch.Tensor, "copy_", noted)
+        copy_block(target, source)
+    assert max(sizes) < 32_768  # at::internal::GRAIN_SIZE
+    assert torch.equal(target, wanted)
+    whole = target._base
+    assert whole is not None
+    assert whole.count_nonzero() == wanted.count_nonzero()  # nothing beside it
 
 
 @pytest.mark.gpu

@@ -18,6 +18,7 @@ from .workers import default_workers
 CUDA_BLOCK_NBYTES = 8 << 20
 CUDA_RING_NBYTES = 64 << 20  # pinned host memory a CUDA transfer uses, in all
 READ_NBYTES = 1 << 20  # what one thread reads of a ring slot at a time
+SERIAL_NUMEL = 32_000  # torch copies fewer than 32768 elements on the calling thread
 TRANSPOSE_MIN_NUMEL = 4096  # below this, torch's general copy is as quick as transposing first
 
 
@@ -180,10 +181,10 @@ def copy_strided(target: torch.Tensor, source: torch.Tensor, scratch: Scratch) -
     across = _fast_axis(target)
     along = _fast_axis(source)
     if across is None or along is None or across == along:
-        target.copy_(source)
+        copy_block(target, source)
         return
     if target.shape[across] * target.shape[along] < TRANSPOSE_MIN_NUMEL:
-        target.copy_(source)
+        copy_block(target, source)
         return
     others = [k for k in range(target.dim()) if k not in (across, along) and target.shape[k] > 1]
     if others:
@@ -202,16 +203,44 @@ def copy_strided(target: torch.Tensor, source: torch.Tensor, scratch: Scratch) -
 
     if not rows.is_contiguous():
         packed = dense(rows)
-        packed.copy_(rows)
+        copy_block(packed, rows)
         rows = packed
     if into.is_contiguous():
         into.copy_(rows.t())
     else:
         turned = dense(into)
         turned.copy_(rows.t())
-        into.copy_(turned)
+        copy_block(into, turned)
     for buffer in held:
         scratch.give(buffer)
+
+
+def copy_block(target: torch.Tensor, source: torch.Tensor) -> None:
+    """target[...] = source[...], a block of the cache's size on the calling thread alone.
+
+    torch would share out a block among its own threads, and wait for all of them; where a core is busy with something
+    else, that wait costs ten times the copy. What it shares out is not settable without side effects on other threads.
+    """
+    if not SERIAL_NUMEL < target.numel() <= HOST_BLOCK_NBYTES:
+        target.copy_(source)
+        return
+    wide_target, wide_source = _widened(target), _widened(source)
+    if wide_target is not None and wide_source is not None:
+        copy_block(wide_target, wide_source)
+        return
+    axis = next(k for k, size in enumerate(target.shape) if size > 1)
+    step = max(1, target.shape[axis] * SERIAL_NUMEL // target.numel())
+    for start in range(0, target.shape[axis], step):
+        length = min(step, target.shape[axis] - start)
+        copy_block(target.narrow(axis, start, length), source.narrow(axis, start, length))
+
+
+def _widened(view: torch.Tensor) -> torch.Tensor | None:
+    """The same bytes as fewer, wider integers, where rows are contiguous; None where they are not, or are wide."""
+    ratio = 8 // view.element_size()
+    if ratio <= 1 or view.stride(-1) != 1 or view.shape[-1] % ratio or view.storage_offset() % ratio:
+        return None
+    return None if any(stride % ratio for stride in view.stride()[:-1]) else view.view(torch.int64)
 
 
 def transposable_blocks(target: torch.Tensor, source: torch.Tensor) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
