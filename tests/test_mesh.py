@@ -37,6 +37,11 @@ def moe(E: int) -> SimpleNamespace:
     return SimpleNamespace(n_routed_experts=E, moe_inter_dim=I, dim=H, expert_activation="swiglu", expert_bias=False)
 
 
+def warm() -> None:
+    """What gloo.py imports once for all ranks: it takes seconds."""
+    adapters(1)
+
+
 def adapters(E: int, dtype: torch.dtype = torch.bfloat16) -> tuple[Any, Qwen3MoeStateDictAdapter]:
     from nemo_automodel.components.models.qwen3_moe.state_dict_adapter import Qwen3MoeStateDictAdapter as Theirs
 
