@@ -65,6 +65,11 @@ def merge(
         LayoutError: a key of the adapter that finds no weight, factors that do not fit, DoRA and other forms of LoRA
             that are more than a product of two factors.
     """
+    if not any(".lora_" in key for key in adapter):
+        raise LayoutError(
+            f"cannot merge {adapter.path or 'the adapter'}: it holds no LoRA factor (lora_A, lora_B); is it a whole "
+            "checkpoint rather than an adapter?"
+        )
     said = (adapter.adapter or AdapterConfig()).stating(config)
     _check_settings(said)
     config = {**(base.config or {}), **{key: value for key, value in (config or {}).items() if key not in FIELDS}}

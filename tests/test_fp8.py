@@ -13,6 +13,7 @@ from safetensors.torch import save_file
 
 import lazysd
 from lazysd.adapters.nemo import Qwen3MoeStateDictAdapter
+from lazysd.cli.main import main
 from lazysd.errors import LayoutError
 from lazysd.graph.compute import Dequantize
 from lazysd.graph.quantize import QuantizeScale, QuantizeWeight
@@ -212,3 +213,19 @@ def test_the_adapter_quantises_as_transformers_does(lazy: bool) -> None:
     reference = reference.materialize() if lazy else reference
     error = (reference.float() - native["model.layers.0.mlp.experts.down_projs"].float()).abs().max()
     assert 0 < error < 0.2
+
+
+def test_by_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    source = fp8_checkpoint(tmp_path / "fp8")
+    assert main(["convert", str(source), str(tmp_path / "out"), "--to", "nemo"]) == 3
+    assert "weight_scale_inv" in (said := capsys.readouterr().err)
+    assert "dequantise both first: --dtype bf16" in said
+    assert main(["convert", str(source), str(tmp_path / "out"), "--to", "nemo", "--dtype", "bf16", "--verify"]) == 0
+    assert "lossy: dequantise f8e4m3 -> bf16 (10 tensors)" in capsys.readouterr().err
+    expected, found = dequantize(lazysd.open(source)).convert("nemo"), lazysd.open(tmp_path / "out")
+    assert {key: t.code for key, t in found.items()} == dict.fromkeys(expected, "BF16")
+    for key, node in expected.items():
+        assert torch.equal(found[key].materialize(), node.materialize())
+    args = ["plan", str(source), "--to", "nemo", "--dtype", "bf16", "--exclude", "*scale_inv"]
+    assert main(args) == 3
+    assert "raw FP8 codes without scales" in capsys.readouterr().err

@@ -439,3 +439,12 @@ def test_memory_stays_within_the_budget(tmp_path: Path, to: str) -> None:
     assert projected <= 64_000_000
     assert grown < 64_000_000
     assert anonymous < 64_000_000
+
+
+def test_a_whole_checkpoint_is_no_adapter(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Its weights would take the place of the base's without a word."""
+    base = write(tmp_path / "base", finite_hf(), config=CONFIG)
+    other = write(tmp_path / "other", finite_hf(seed=1), config=CONFIG)
+    assert main(["merge", str(base), str(other), str(tmp_path / "out")]) == 3
+    assert "other: it holds no LoRA factor (lora_A, lora_B); is it a whole checkpoint" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()

@@ -15,6 +15,7 @@ from ..execute.sizes import parse_size
 from ..graph.methods import cast
 from ..graph.node import LazyTensor
 from ..opening import open as open_checkpoint
+from ..quantization import SCALE, dequantize
 
 CHECK_FAILED = 1  # exit code of verify and diff when what they check does not hold
 FLOATS = ("F16", "BF16", "F32", "F64")
@@ -59,7 +60,12 @@ def add_conversion(parser: argparse.ArgumentParser, required: bool = True) -> No
     """What to convert to, from what, and the numbers a bare file does not state."""
     parser.add_argument("--to", metavar="LAYOUT", required=required, help="target layout (see `lazysd layouts`)")
     parser.add_argument("--from", dest="source", metavar="LAYOUT", help="source layout, if detection should not decide")
-    parser.add_argument("--dtype", type=dtype, metavar="DTYPE", help="cast floating-point tensors, e.g. bf16")
+    parser.add_argument(
+        "--dtype",
+        type=dtype,
+        metavar="DTYPE",
+        help="cast floating-point tensors, e.g. bf16; FP8 blocks are dequantised",
+    )
     add_adapter_numbers(parser)
     parser.add_argument(
         "--merge-rank",
@@ -118,14 +124,16 @@ def opened(path: str, args: argparse.Namespace) -> Checkpoint:
 
 
 def converted(checkpoint: Checkpoint, args: argparse.Namespace) -> Checkpoint:
-    """The checkpoint in the layout and dtype asked for."""
+    """The checkpoint in the layout and dtype asked for; FP8 weights and their scales become plain weights of it."""
+    if args.dtype and any(key.endswith(SCALE) for key in checkpoint):
+        checkpoint = dequantize(checkpoint, args.dtype)
     if args.to:
         given = stated(args)
         config = {**(checkpoint.config or {}), **given} if given else checkpoint.config
         checkpoint = checkpoint.convert(args.to, source=args.source, config=config, merge_rank=args.merge_rank)
     if args.dtype:
         if any(node.code.startswith("F8") for node in checkpoint.values()):
-            raise LayoutError("--dtype would cast raw FP8 codes without their scales; dequantise the checkpoint first")
+            raise LayoutError("--dtype would cast raw FP8 codes without scales; leave them out (--exclude)")
         checkpoint = checkpoint.map(lambda node: _cast(node, args.dtype))
     return checkpoint
 

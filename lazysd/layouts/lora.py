@@ -19,13 +19,17 @@ _NO_LORA = (
     'this layout has no form for LoRA on experts; convert to "peft" (the newest), "peft-0.19", "peft-0.18" or '
     '"peft-per-expert", which write base weights as "hf" does'
 )
-REFUSES = {
+_FP8 = {
+    "weight_scale_inv": "scales of FP8 blocks mean nothing without their weights; dequantise both first: --dtype bf16, "
+    "lazysd.quantization.dequantize"
+}
+REFUSES = _FP8 | {
     "lora_magnitude_vector": _NO_DORA,
     "lora_magnitude_vector.weight": _NO_DORA,
     "lora_A.bias": "a bias on the LoRA of an expert has no place in a grouped layout",
     "lora_B.bias": "a bias on the LoRA of an expert has no place in a grouped layout",
 }
-NO_LORA = dict.fromkeys(("lora_gate_and_up_A", "lora_gate_and_up_B", "lora_down_A", "lora_down_B"), _NO_LORA)
+NO_LORA = _FP8 | dict.fromkeys(("lora_gate_and_up_A", "lora_gate_and_up_B", "lora_down_A", "lora_down_B"), _NO_LORA)
 
 
 def native(names: LoraNames) -> tuple[Rule, ...]:
