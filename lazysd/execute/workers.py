@@ -18,12 +18,19 @@ def default_workers() -> int:
 def run(jobs: Iterable[T], work: Callable[[T], Any], num_workers: int) -> None:
     """Call `work` on every job, `num_workers` at a time, taking jobs in order; the first error stops the rest.
 
-    With one worker everything runs in the calling thread. Worker threads use one torch thread each, so that the crew
-    does not compete with itself.
+    With one worker everything runs in the calling thread. A worker uses one torch thread: blocks are small, and torch's
+    own crew, waiting for the next one, would burn the cores that others need.
     """
     if num_workers <= 1:
-        for job in jobs:
-            work(job)
+        import torch
+
+        before = torch.get_num_threads()
+        torch.set_num_threads(1)
+        try:
+            for job in jobs:
+                work(job)
+        finally:
+            torch.set_num_threads(before)
         return
     source: Iterator[T] = iter(jobs)
     lock, errors = threading.Lock(), []
