@@ -221,7 +221,7 @@ def copy_block(target: torch.Tensor, source: torch.Tensor) -> None:
     torch would share out a block among its own threads, and wait for all of them; where a core is busy with something
     else, that wait costs ten times the copy. What it shares out is not settable without side effects on other threads.
     """
-    if not SERIAL_NUMEL < target.numel() <= HOST_BLOCK_NBYTES:
+    if not SERIAL_NUMEL < target.numel() <= HOST_BLOCK_NBYTES or torch.get_num_threads() == 1:
         target.copy_(source)
         return
     wide_target, wide_source = _widened(target), _widened(source)

@@ -21,25 +21,22 @@ def run(jobs: Iterable[T], work: Callable[[T], Any], num_workers: int) -> None:
     With one worker everything runs in the calling thread. A worker uses one torch thread: blocks are small, and torch's
     own crew, waiting for the next one, would burn the cores that others need.
     """
-    if num_workers <= 1:
-        import torch
-
-        before = torch.get_num_threads()
-        torch.set_num_threads(1)
-        try:
+    with _one_torch_thread:
+        if num_workers <= 1:
             for job in jobs:
                 work(job)
-        finally:
-            torch.set_num_threads(before)
-        return
-    source: Iterator[T] = iter(jobs)
+        else:
+            _run_crew(iter(jobs), work, num_workers)
+
+
+def _run_crew(source: Iterator[T], work: Callable[[T], Any], num_workers: int) -> None:
     lock, errors = threading.Lock(), []
     stop = threading.Event()
 
     def loop() -> None:
         import torch
 
-        torch.set_num_threads(1)
+        torch.set_num_threads(1)  # a thread takes over the setting when torch first runs in it, or keeps an older one
         while not stop.is_set():
             try:
                 with lock:
@@ -65,3 +62,33 @@ def run(jobs: Iterable[T], work: Callable[[T], Any], num_workers: int) -> None:
         raise
     if errors:
         raise errors[0]
+
+
+class _OneTorchThread:
+    """While any crew works, torch uses one thread; the last one to leave sets it back.
+
+    torch.set_num_threads counts for the calling thread and for every thread that has not run torch yet, so what a crew
+    sets would stay behind for threads that have nothing to do with it.
+    """
+
+    def __init__(self) -> None:
+        self._lock, self._inside, self._before = threading.Lock(), 0, 1
+
+    def __enter__(self) -> None:
+        import torch
+
+        with self._lock:
+            if not self._inside:
+                self._before = torch.get_num_threads()
+            self._inside += 1
+            torch.set_num_threads(1)
+
+    def __exit__(self, *exc: object) -> None:
+        import torch
+
+        with self._lock:
+            self._inside -= 1
+            torch.set_num_threads(self._before)
+
+
+_one_torch_thread = _OneTorchThread()
