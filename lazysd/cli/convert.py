@@ -28,7 +28,7 @@ from .common import (
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("src", metavar="SRC", help="folder, .safetensors file, index.json, or cached org/name")
+    parser.add_argument("src", metavar="SRC", help="folder, file, index.json, dcp.save folder, or cached org/name")
     parser.add_argument("dst", metavar="DST", help="folder to make")
     add_conversion(parser)
     add_filters(parser)

@@ -20,6 +20,7 @@ import torch.distributed as dist
 
 from ..errors import WriteError
 from ..execute import workers
+from ..execute.jobs import source_files
 from ..execute.plan import Plan
 from ..execute.progress import reporter
 from ..execute.save import Save, Share, finish, output_folder
@@ -101,7 +102,7 @@ def _write(ranks: _Ranks, checkpoint: Checkpoint, plan: Plan, folder: OutputFold
 
         def write() -> None:
             Save(plan, folder, _stopping(folder, report), ranks.share).run()
-            for file in checkpoint.files:
+            for file in source_files(plan.shards):
                 file.check_unchanged()
 
         _, problem = _attempt(write)

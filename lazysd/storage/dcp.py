@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 from .. import dtypes
 from ..errors import FormatError, UnsupportedCheckpointError
 from .archive import AGAIN, Window, archive_data, sizes_of, unpickle
-from .index import _contained as contained
+from .index import contained
 from .reader import SourceFile
 from .strict_json import open_regular, read_at, show
 

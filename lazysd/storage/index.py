@@ -117,7 +117,7 @@ def _in_folder(folder: Path) -> ShardSet:
             raise FormatError(
                 f"cannot open {folder}: found {len(indexes)} indexes, {listing(indexes)}; open one of them"
             )
-        _contained(folder, name)
+        contained(folder, name)
         return _from_index(folder / name)
     found = [name for name in names if name.endswith(_SAFETENSORS)]
     if not found:
@@ -131,7 +131,7 @@ def _in_folder(folder: Path) -> ShardSet:
         found = usual[:1]
     else:
         _check_numbered(folder, found)
-    return ShardSet(folder, {name: _contained(folder, name) for name in found}, None, {})
+    return ShardSet(folder, {name: contained(folder, name) for name in found}, None, {})
 
 
 def _listdir(folder: Path) -> list[str]:
@@ -178,7 +178,7 @@ def _from_index(path: Path) -> ShardSet:
     missing: list[str] = []
     for name in sorted(counts):
         try:
-            files[name] = _contained(path.parent, name)
+            files[name] = contained(path.parent, name)
         except MissingShardError:
             missing.append(name)
     if missing:
@@ -190,7 +190,7 @@ def _from_index(path: Path) -> ShardSet:
     return ShardSet(path.parent, files, weight_map, metadata)
 
 
-def _contained(folder: Path, name: str) -> Path:
+def contained(folder: Path, name: str) -> Path:
     """The real path of a file of `folder`. Nothing outside the folder is looked at, let alone opened."""
     where = f"{folder}: the file {show(name)}"
     if (
