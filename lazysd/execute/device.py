@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import threading
+from bisect import insort
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import cache
+from operator import itemgetter
 from typing import Any
 
 import torch
@@ -26,26 +28,23 @@ class Scratch:
     """Reused host buffers of one thread. First touches of fresh memory cost several times the copy itself."""
 
     def __init__(self) -> None:
-        self._free: list[torch.Tensor] = []
+        self._free: list[tuple[int, torch.Tensor]] = []  # (bytes, buffer), smallest first
 
     def take(self, nbytes: int, device: Any = "cpu") -> torch.Tensor:
         """A flat uint8 buffer of at least `nbytes`."""
-        if torch.device(device).type != "cpu":
+        if device != "cpu" and torch.device(device).type != "cpu":
             return torch.empty(nbytes, dtype=torch.uint8, device=device)  # torch caches device memory itself
-        fitting = [buffer for buffer in self._free if len(buffer) >= nbytes]
-        if fitting:
-            best = min(fitting, key=len)
-            self._free = [buffer for buffer in self._free if buffer is not best]
-            return best
+        at = next((k for k, (size, _) in enumerate(self._free) if size >= nbytes), None)
+        if at is not None:
+            return self._free.pop(at)[1]
         if self._free:  # replace the largest that is too small rather than grow the pool
-            smallest = max(self._free, key=len)
-            self._free = [buffer for buffer in self._free if buffer is not smallest]
+            self._free.pop()
         return torch.empty(max(nbytes, 1), dtype=torch.uint8)
 
     def give(self, buffer: torch.Tensor) -> None:
         """Return a buffer for reuse."""
         if buffer.device.type == "cpu":
-            self._free.append(buffer)
+            insort(self._free, (buffer.numel(), buffer), key=itemgetter(0))
 
 
 class Lane:
