@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
@@ -30,9 +32,23 @@ def test_the_first_error_stops_the_rest(num_workers: int) -> None:
         done.append(job)
 
     with pytest.raises(ValueError, match="job 5"):
-        workers.run(range(10_000), work, num_workers)
-    assert len(done) < 9_000
-    assert not [thread for thread in threading.enumerate() if thread.name.startswith("lazysd-")]
+        workers.run(range(1_000_000), work, num_workers)
+    count = len(done)
+    assert count < 900_000
+    workers.run(range(3), lambda job: None, num_workers)
+    assert len(done) == count  # nobody goes on with what was stopped
+
+
+def test_an_error_of_a_helper_is_raised_where_the_call_was_made() -> None:
+    caller = threading.get_ident()
+
+    def work(job: int) -> None:
+        if threading.get_ident() != caller:
+            raise ValueError("in a helper")
+        time.sleep(0.001)
+
+    with pytest.raises(ValueError, match="in a helper"):
+        workers.run(range(100_000), work, 2)
 
 
 def test_an_error_of_the_jobs_themselves() -> None:
@@ -44,18 +60,47 @@ def test_an_error_of_the_jobs_themselves() -> None:
         workers.run(jobs(), lambda job: None, 3)
 
 
-def test_interrupting_waits_for_the_crew(monkeypatch: pytest.MonkeyPatch) -> None:
-    started, join = threading.Event(), threading.Thread.join
+def test_interrupting_waits_for_the_helpers() -> None:
+    caller, running, done = threading.get_ident(), threading.Event(), []
 
-    def interrupted(self: threading.Thread, timeout: float | None = None) -> None:
-        if timeout is not None and started.wait(5):
+    def work(job: int) -> None:
+        if threading.get_ident() == caller:
+            running.wait(5)
             raise KeyboardInterrupt
-        join(self, timeout)
+        running.set()
+        time.sleep(0.05)
+        done.append(job)
 
-    monkeypatch.setattr(threading.Thread, "join", interrupted)
     with pytest.raises(KeyboardInterrupt):
-        workers.run(range(100_000), lambda job: started.set(), 2)
-    assert not [thread for thread in threading.enumerate() if thread.name.startswith("lazysd-")]
+        workers.run(range(100_000), work, 2)
+    assert len(done) == 1
+
+
+def test_more_workers_than_jobs_and_calls_inside_calls() -> None:
+    done: list[int] = []
+
+    def work(job: int) -> None:
+        workers.run([job, job], done.append, 3)
+
+    workers.run(range(200), work, 90)
+    assert sorted(done) == sorted([*range(200), *range(200)])
+
+
+def test_a_forked_child_has_helpers_of_its_own() -> None:
+    workers.run(range(10), lambda job: None, 3)
+    pid = os.fork()
+    if pid == 0:
+        done: list[int] = []
+        workers.run(range(10), done.append, 3)
+        os._exit(0 if len(done) == 10 else 1)
+    for _ in range(200):
+        found, status = os.waitpid(pid, os.WNOHANG)
+        if found:
+            assert status == 0
+            return
+        time.sleep(0.05)
+    os.kill(pid, 9)
+    pytest.fail("the child waits for threads that it does not have")
 
 
 def threads_of_a_new_thread() -> int:

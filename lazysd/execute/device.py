@@ -253,7 +253,7 @@ def transposable_blocks(target: torch.Tensor, source: torch.Tensor) -> Iterator[
         return
     axis = along if target.shape[across] == target.stride(along) else across
     row_nbytes = source.element_size() * source.shape[across + along - axis]
-    step = max(1, HOST_BLOCK_NBYTES // 2 // row_nbytes)  # source and two scratch blocks share the cache
+    step = max(1, HOST_BLOCK_NBYTES // row_nbytes)
     for start in range(0, source.shape[axis], step):
         length = min(step, source.shape[axis] - start)
         yield target.narrow(axis, start, length), source.narrow(axis, start, length)

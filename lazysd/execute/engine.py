@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
+from math import prod
 from typing import TYPE_CHECKING, Any
 
 from .. import dtypes
@@ -22,7 +23,8 @@ if TYPE_CHECKING:
 
 FILLED_DEVICES = ("cpu", "cuda", "meta")  # others get a host tensor, moved by torch
 TILE_NBYTES = 16 << 20  # of a result that threads share out among themselves
-PARALLEL_MIN_NBYTES = 32 << 20
+SHARE_NBYTES = 1 << 20  # of pieces that one thread takes at a time
+PARALLEL_MIN_NBYTES = 4 << 20
 
 
 def source_ranges(wanted: Iterable[Piece], exact: bool = False) -> Iterator[tuple[FileRange, int, int]]:
@@ -72,15 +74,13 @@ def materialize(node: LazyTensor, device: Any, dtype: Any, out: Any) -> torch.Te
 
         fill_target(out, node)
         return out  # type: ignore[no-any-return]
-    from .allocate import empty
-
     wanted = node if dtype is None else cast(node, dtypes.from_torch(dtype))
     place = torch.device(device)
     if place.type not in FILLED_DEVICES:
         return materialize(wanted, "cpu", None, None).to(place)
     if place.type == "cpu" and (view := mapped(wanted)) is not None:
         return view
-    result = empty(wanted.dims, wanted.dtype, place)
+    result = torch.empty(wanted.dims, dtype=wanted.dtype, device=place)
     fill_into(wanted, result)
     return result
 
@@ -94,7 +94,7 @@ def fill_all(wanted: Sequence[tuple[LazyTensor, torch.Tensor]]) -> None:
     """Fill each target with its node; where that is much work on the CPU, threads share it, tile by tile."""
     import torch
 
-    from .fill import fill_node
+    from .fill import fill, fill_node
 
     crew = workers.default_workers()
     on_cpu = all(target.device.type == "cpu" for _, target in wanted)
@@ -105,20 +105,32 @@ def fill_all(wanted: Sequence[tuple[LazyTensor, torch.Tensor]]) -> None:
 
     inference = torch.is_inference_mode_enabled()  # a thread has a mode of its own; targets may need the caller's
 
-    def work(job: tuple[LazyTensor, torch.Tensor, Any]) -> None:
-        node, target, box = job
-        strides = target.stride()
-        offset = sum(axis.start * stride for axis, stride in zip(box, strides, strict=True))
+    def work(job: tuple[torch.Tensor, list[Piece]]) -> None:
         with torch.inference_mode(inference):
-            fill_node(target.as_strided(box_dims(box), strides, target.storage_offset() + offset), node, box)
+            fill(*job)
 
-    def jobs() -> Iterator[tuple[LazyTensor, torch.Tensor, Any]]:
-        for node, target in wanted:
-            whole = full_box(node.dims)
+    workers.run(_shares(wanted), work, crew)
+
+
+def _shares(wanted: Iterable[tuple[LazyTensor, torch.Tensor]]) -> Iterator[tuple[torch.Tensor, list[Piece]]]:
+    """Work for one thread at a time: a tile of a large tensor, some of the pieces of a smaller one."""
+    for node, target in wanted:
+        whole, strides, start = full_box(node.dims), target.stride(), int(target.storage_offset())
+        if node.nbytes > TILE_NBYTES:
             for box in tiles(whole, node.itemsize, tile_limit(node, whole, TILE_NBYTES, node.nbytes)):
-                yield node, target, box
-
-    workers.run(jobs(), work, crew)
+                offset = sum(axis.start * stride for axis, stride in zip(box, strides, strict=True))
+                yield target, list(pieces(node, box, start + offset, strides))
+            continue
+        share: list[Piece] = []
+        nbytes = 0
+        for piece in pieces(node, whole, start, strides):
+            share.append(piece)
+            nbytes += prod(box_dims(piece.box)) * node.itemsize
+            if nbytes >= SHARE_NBYTES:
+                yield target, share
+                share, nbytes = [], 0
+        if share:
+            yield target, share
 
 
 def method(node: LazyTensor, name: str) -> Any:

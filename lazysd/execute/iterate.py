@@ -15,7 +15,6 @@ from ..graph.boxes import box_dims, full_box, row_major
 from ..graph.compute import Computed
 from ..graph.leaves import FileRange
 from ..graph.node import LazyTensor
-from .allocate import empty
 from .engine import FILLED_DEVICES, fill_into
 from .mesh import LazyDTensor
 from .sizes import parse_size
@@ -172,7 +171,7 @@ def read(node: LazyTensor, device: torch.device) -> torch.Tensor:
     """The tensor in memory of its own; a view of a mapped file would leave the reading to whoever touches it."""
     if isinstance(node, LazyDTensor) or device.type not in FILLED_DEVICES:
         return node.materialize(device=device)
-    result = empty(node.dims, node.dtype, device)
+    result = torch.empty(node.dims, dtype=node.dtype, device=device)
     fill_into(node, result)
     return result
 

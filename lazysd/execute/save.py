@@ -29,7 +29,6 @@ if TYPE_CHECKING:
 
 MANIFEST = "lazysd.manifest.json"
 _ENTRY_NBYTES = 400  # of a tensor's line in manifest and index, generously
-_buffers = threading.local()
 
 
 class Share(NamedTuple):
@@ -56,6 +55,7 @@ class Save:
         self.lock = threading.Lock()
         self.computing = threading.Semaphore(plan.workers)  # one thread more than that: it computes while one writes
         self.open: dict[int, _Open] = {}
+        self.buffers: list[torch.Tensor] = []  # output buffers that no thread uses at the moment
         self.total_nbytes = sum(target.node.nbytes for n in self.shards for target in plan.shards[n].targets)
         self.done_nbytes = 0
 
@@ -67,7 +67,7 @@ class Save:
         try:
             workers.run(self._numbered(skip), self._work, self.plan.threads)
         finally:
-            _buffers.held = None
+            self.buffers.clear()
             for opened in self.open.values():
                 opened.file.close()
 
@@ -87,7 +87,9 @@ class Save:
 
     def _work(self, job: Job) -> None:
         opened, sums, at = self.open[job.shard], [], 0
-        buffer = _buffer(job.nbytes, job.offset)
+        held = self._buffer(job.nbytes + PAGE_NBYTES)
+        start = (job.offset - held.data_ptr()) % PAGE_NBYTES  # memory and file agree modulo a page, see ShardFile
+        buffer = held[start : start + job.nbytes]
         view = memoryview(_array(buffer))
         with self.computing:
             if job.nbytes:
@@ -97,6 +99,7 @@ class Save:
                 sums.append((job.offset + at, part.nbytes, zlib.crc32(view[at : at + part.nbytes])))
                 at += part.nbytes
         opened.file.write(view, job.offset)
+        self.buffers.append(held)
         with self.lock:
             for offset, nbytes, checksum in sums:
                 if nbytes:
@@ -106,6 +109,17 @@ class Save:
         if last:
             self._finish(job.shard, opened)
         self._advance(job.nbytes)
+
+    def _buffer(self, nbytes: int) -> torch.Tensor:
+        """An output buffer; one that is too small goes before another comes, so there are as many as threads."""
+        try:
+            held = self.buffers.pop()
+        except IndexError:
+            held = torch.empty(0, dtype=torch.uint8)
+        if held.numel() < nbytes:
+            del held
+            held = torch.empty(nbytes, dtype=torch.uint8)
+        return held
 
     def _finish(self, number: int, opened: _Open) -> None:
         """Put the parts' checksums together and hand the shard over."""
@@ -128,16 +142,6 @@ class Save:
         with self.lock:
             self.done_nbytes += nbytes
             self.report(self.done_nbytes, self.total_nbytes)
-
-
-def _buffer(nbytes: int, offset: int) -> torch.Tensor:
-    """This thread's output buffer; its address and the file offset agree modulo a page (see ShardFile)."""
-    held: torch.Tensor | None = getattr(_buffers, "held", None)
-    if held is None or len(held) < nbytes + PAGE_NBYTES:
-        _buffers.held = None  # the old one goes before the new one comes
-        held = _buffers.held = torch.empty(nbytes + PAGE_NBYTES, dtype=torch.uint8)
-    start = (offset - held.data_ptr()) % PAGE_NBYTES
-    return held[start : start + nbytes]
 
 
 def _array(buffer: torch.Tensor) -> Any:

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor, wait
+from functools import cache
 from typing import Any, TypeVar
 
 T = TypeVar("T")
+MAX_HELPERS = 64  # of the whole process; a caller that gets none does its jobs alone
 
 
 def default_workers() -> int:
@@ -18,50 +21,49 @@ def default_workers() -> int:
 def run(jobs: Iterable[T], work: Callable[[T], Any], num_workers: int) -> None:
     """Call `work` on every job, `num_workers` at a time, taking jobs in order; the first error stops the rest.
 
-    With one worker everything runs in the calling thread. A worker uses one torch thread: blocks are small, and torch's
-    own crew, waiting for the next one, would burn the cores that others need.
+    The calling thread is one of the workers; the others are threads that wait for such calls, so that a call costs
+    microseconds and they keep their scratch buffers. A worker uses one torch thread: blocks are small, and torch's own
+    crew, waiting for the next one, would burn the cores that others need.
     """
-    with _one_torch_thread:
-        if num_workers <= 1:
-            for job in jobs:
-                work(job)
-        else:
-            _run_crew(iter(jobs), work, num_workers)
+    import torch
 
-
-def _run_crew(source: Iterator[T], work: Callable[[T], Any], num_workers: int) -> None:
-    lock, errors = threading.Lock(), []
-    stop = threading.Event()
+    source, lock, stop = iter(jobs), threading.Lock(), threading.Event()
+    errors: list[BaseException] = []
 
     def loop() -> None:
-        import torch
-
         torch.set_num_threads(1)  # a thread takes over the setting when torch first runs in it, or keeps an older one
-        while not stop.is_set():
-            try:
+        try:
+            while not stop.is_set():
                 with lock:
-                    job = next(source)
+                    job = next(source, _END)
+                if job is _END:
+                    return
                 work(job)
-            except StopIteration:
-                return
-            except BaseException as error:  # noqa: BLE001 - handed to the caller below
-                errors.append(error)
-                stop.set()
+        except BaseException as error:  # noqa: BLE001 - raised again below, where the call was made
+            errors.append(error)
+            stop.set()
 
-    crew = [threading.Thread(target=loop, name=f"lazysd-{number}", daemon=True) for number in range(num_workers)]
-    for thread in crew:
-        thread.start()
-    try:
-        for thread in crew:
-            while thread.is_alive():  # a plain join() would hold back Ctrl-C
-                thread.join(0.2)
-    except BaseException:
-        stop.set()
-        for thread in crew:
-            thread.join()
-        raise
+    with _one_torch_thread:
+        helpers = [_helpers().submit(loop) for _ in range(num_workers - 1)]
+        try:
+            loop()
+        finally:
+            stop.set()  # an interrupted caller stops them; otherwise there is nothing left to take
+            wait([helper for helper in helpers if not helper.cancel()])
     if errors:
         raise errors[0]
+
+
+_END: Any = object()
+
+
+@cache
+def _helpers() -> ThreadPoolExecutor:
+    """Threads for all calls together; made when needed, and reused."""
+    return ThreadPoolExecutor(MAX_HELPERS, thread_name_prefix="lazysd")
+
+
+os.register_at_fork(after_in_child=_helpers.cache_clear)  # threads do not survive a fork
 
 
 class _OneTorchThread:
