@@ -98,7 +98,8 @@ def fill_all(wanted: Sequence[tuple[LazyTensor, torch.Tensor]]) -> None:
 
     crew = workers.default_workers()
     on_cpu = all(target.device.type == "cpu" for _, target in wanted)
-    if crew == 1 or not on_cpu or sum(node.nbytes for node, _ in wanted) < PARALLEL_MIN_NBYTES:
+    nbytes = sum(node.nbytes for node, _ in wanted)
+    if crew == 1 or not on_cpu or nbytes < PARALLEL_MIN_NBYTES:
         for node, target in wanted:
             fill_node(target, node)
         return
@@ -109,7 +110,11 @@ def fill_all(wanted: Sequence[tuple[LazyTensor, torch.Tensor]]) -> None:
         with torch.inference_mode(inference):
             fill(*job)
 
-    workers.run(_shares(wanted), work, crew)
+    shares: Iterable[tuple[torch.Tensor, list[Piece]]] = _shares(wanted)
+    if nbytes <= TILE_NBYTES:
+        shares = list(shares)  # there may be one only, such as a whole file range
+        crew = min(crew, len(shares))
+    workers.run(shares, work, crew)
 
 
 def _shares(wanted: Iterable[tuple[LazyTensor, torch.Tensor]]) -> Iterator[tuple[torch.Tensor, list[Piece]]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import mmap
 import threading
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
@@ -18,6 +19,10 @@ from ..graph.node import LazyTensor
 from .engine import FILLED_DEVICES, fill_into
 from .mesh import LazyDTensor
 from .sizes import parse_size
+
+# From here on a tensor has pages of its own, which go back to the system with it; the C library's heap would keep some
+# of them, and the process would grow beyond the bound.
+MAPPED_MIN_NBYTES = 1 << 20
 
 
 class Handover:
@@ -171,7 +176,10 @@ def read(node: LazyTensor, device: torch.device) -> torch.Tensor:
     """The tensor in memory of its own; a view of a mapped file would leave the reading to whoever touches it."""
     if isinstance(node, LazyDTensor) or device.type not in FILLED_DEVICES:
         return node.materialize(device=device)
-    result = torch.empty(node.dims, dtype=node.dtype, device=device)
+    if device.type == "cpu" and node.nbytes >= MAPPED_MIN_NBYTES:
+        result = torch.frombuffer(mmap.mmap(-1, node.nbytes), dtype=node.dtype).view(node.dims)
+    else:
+        result = torch.empty(node.dims, dtype=node.dtype, device=device)
     fill_into(node, result)
     return result
 

@@ -25,33 +25,46 @@ def run(jobs: Iterable[T], work: Callable[[T], Any], num_workers: int) -> None:
     microseconds and they keep their scratch buffers. A worker uses one torch thread: blocks are small, and torch's own
     crew, waiting for the next one, would burn the cores that others need.
     """
-    import torch
+    call = _Call(jobs, work)
+    with _one_torch_thread:
+        helpers = [_helpers().submit(call) for _ in range(num_workers - 1)]
+        try:
+            call()
+        finally:
+            call.end()
+            wait([helper for helper in helpers if not helper.cancel()])
+    if call.errors:
+        raise call.errors[0]
 
-    source, lock, stop = iter(jobs), threading.Lock(), threading.Event()
-    errors: list[BaseException] = []
 
-    def loop() -> None:
+class _Call:
+    """The jobs of one call. Each worker calls it and takes jobs until there are none, or somebody failed."""
+
+    def __init__(self, jobs: Iterable[Any], work: Callable[[Any], Any]) -> None:
+        self.errors: list[BaseException] = []
+        self._jobs, self._work = iter(jobs), work
+        self._lock, self._stop = threading.Lock(), threading.Event()
+
+    def __call__(self) -> None:
+        import torch
+
         torch.set_num_threads(1)  # a thread takes over the setting when torch first runs in it, or keeps an older one
         try:
-            while not stop.is_set():
-                with lock:
-                    job = next(source, _END)
+            while True:
+                with self._lock:
+                    job = _END if self._stop.is_set() else next(self._jobs, _END)
                 if job is _END:
                     return
-                work(job)
-        except BaseException as error:  # noqa: BLE001 - raised again below, where the call was made
-            errors.append(error)
-            stop.set()
+                self._work(job)
+        except BaseException as error:  # noqa: BLE001 - raised again where the call was made
+            self.errors.append(error)
+            self._stop.set()
 
-    with _one_torch_thread:
-        helpers = [_helpers().submit(loop) for _ in range(num_workers - 1)]
-        try:
-            loop()
-        finally:
-            stop.set()  # an interrupted caller stops them; otherwise there is nothing left to take
-            wait([helper for helper in helpers if not helper.cancel()])
-    if errors:
-        raise errors[0]
+    def end(self) -> None:
+        """No more jobs. A helper that comes too late finds nothing, and keeps nothing alive while it waits its turn."""
+        self._stop.set()
+        with self._lock:
+            self._jobs = iter(())
 
 
 _END: Any = object()
