@@ -288,7 +288,7 @@ def as_lazy(value: Any) -> LazyTensor:
 
 
 def from_torch(tensor: Any) -> LazyTensor:
-    """A lazy tensor over a torch tensor in memory; strided views are kept as they are, nothing is copied.
+    """A lazy tensor over a torch tensor in memory; strided views stay views, conjugated ones are copied.
 
     >>> import torch, lazysd
     >>> lazysd.from_torch(torch.zeros(2, 3)).permute(1, 0).shape
@@ -296,4 +296,5 @@ def from_torch(tensor: Any) -> LazyTensor:
     """
     from . import dtypes
 
+    tensor = tensor.resolve_conj().resolve_neg()  # the very same object, unless its bits are not its values
     return LazyTensor(InMemory(tensor), (), tuple(tensor.shape), dtypes.from_torch(tensor.dtype))

@@ -367,6 +367,73 @@ def test_a_kill_between_the_renames_of_an_overwrite_is_mended(source: lazysd.Che
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
 
 
+def test_memory_that_changed_is_never_resumed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of a tensor in memory nothing tells that it was written to, so a rerun redoes what it had finished."""
+    tensors = {"a": torch.zeros(1000), "b": torch.zeros(1000)}
+    composed = lazysd.Checkpoint({key: lazysd.from_torch(tensor) for key, tensor in tensors.items()})
+    finish, finished = writer.OutputFolder.finish_shard, []
+
+    def fail_at_second(self: writer.OutputFolder, name: str, *rest: object) -> None:
+        if finished:
+            raise OSError(errno.EIO, "the disk went away")
+        finished.append(name)
+        finish(self, name, *rest)  # type: ignore[arg-type]
+
+    with monkeypatch.context() as patch:
+        patch.setattr(writer.OutputFolder, "finish_shard", fail_at_second)
+        with pytest.raises(lazysd.errors.WriteError, match="the disk went away"):
+            composed.save(tmp_path / "out", max_shard_size="4KB", workers=1)
+    assert list(tmp_path.iterdir()) == []
+    with monkeypatch.context() as patch:  # the same, killed: the finished shard is still there
+        patch.setattr(writer.OutputFolder, "finish_shard", fail_at_second)
+        patch.setattr(writer.OutputFolder, "__exit__", lambda self, *error: self._unlock())
+        finished.clear()
+        with pytest.raises(OSError, match="the disk went away"):
+            composed.save(tmp_path / "out", max_shard_size="4KB", workers=1)
+    assert (tmp_path / ".out.lazysd-partial" / finished[0]).exists()
+    tensors["a"].add_(1)
+    composed.save(tmp_path / "out", max_shard_size="4KB", workers=1)
+    assert bits(lazysd.open(tmp_path / "out")) == bits(composed)
+
+
+@pytest.mark.parametrize("then", ["another one writes", "nobody"])
+def test_a_lock_on_a_folder_that_is_gone_counts_for_nothing(
+    source: lazysd.Checkpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, then: str
+) -> None:
+    """Between opening the folder and locking it, one process commits it and perhaps another one begins anew."""
+    out, building, real = tmp_path / "out", tmp_path / ".out.lazysd-partial", writer.fcntl.flock
+    held: list[int] = []
+
+    def meanwhile(fd: int, operation: int) -> None:
+        if not held:
+            building.rename(tmp_path / "elsewhere")
+            building.mkdir()
+            held.append(os.open(building, os.O_RDONLY))
+            if then != "nobody":
+                (building / "model.safetensors").write_bytes(b"hours of work")
+                real(held[0], writer.fcntl.LOCK_EX)
+        real(fd, operation)
+
+    monkeypatch.setattr(writer.fcntl, "flock", meanwhile)
+    if then == "nobody":
+        source.save(out)
+        assert bits(lazysd.open(out)) == bits(source)
+    else:
+        with pytest.raises(lazysd.errors.OutputExistsError, match="another lazysd"):
+            source.save(out)
+        assert (building / "model.safetensors").read_bytes() == b"hours of work"
+    os.close(held[0])
+
+
+def test_conjugated_and_negated_views_are_their_values(tmp_path: Path) -> None:
+    z = torch.tensor([1 + 2j, 3 - 4j])
+    composed = lazysd.Checkpoint({"conj": lazysd.from_torch(z.conj()), "neg": lazysd.from_torch(z.conj().imag)})
+    composed.save(tmp_path / "out")
+    saved = lazysd.open(tmp_path / "out")
+    assert saved["conj"].materialize().tolist() == [1 - 2j, 3 + 4j]
+    assert saved["neg"].materialize().tolist() == [-2.0, 4.0]
+
+
 def test_sources_are_those_of_the_graph(golden: Path, tmp_path: Path) -> None:
     """A checkpoint composed of bare lazy tensors lists no files; its sources are watched all the same."""
     import shutil

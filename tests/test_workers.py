@@ -138,3 +138,19 @@ def test_crews_side_by_side_leave_them_as_they_were() -> None:
         assert threads_of_a_new_thread() == 3
     finally:
         torch.set_num_threads(before)
+
+
+def test_a_child_forked_in_the_middle_of_a_call_is_free() -> None:
+    with workers._one_torch_thread, workers._one_torch_thread._lock:
+        pid = os.fork()
+        if pid == 0:
+            workers.run(range(3), lambda job: None, 2)
+            os._exit(0)
+    for _ in range(200):
+        found, status = os.waitpid(pid, os.WNOHANG)
+        if found:
+            assert status == 0
+            return
+        time.sleep(0.05)
+    os.kill(pid, 9)
+    pytest.fail("the child waits for a lock that nobody will release")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from math import prod
@@ -201,6 +202,11 @@ def source_files(shards: Iterable[Shard]) -> list[Any]:
     return list(dict.fromkeys(node.op.file for node, _, _ in _nodes(shards) if isinstance(node.op, FileRange)))
 
 
+def reads_memory(shards: Iterable[Shard]) -> bool:
+    """Whether tensors in memory are among the sources: unlike a file, nothing tells that one has been written to."""
+    return any(isinstance(node.op, InMemory) for node, _, _ in _nodes(shards))
+
+
 def _nodes(shards: Iterable[Shard]) -> Iterator[tuple[LazyTensor, int, bool]]:
     """Every node below the targets, in an order that only the graph decides: (node, number, whether it is new)."""
     seen: dict[int, int] = {}
@@ -221,5 +227,5 @@ def _fingerprint(node: LazyTensor) -> str:
         source: Any = op.file
         return f"{op.file.path}@{op.offset}{tuple(source.identity)}{node.code}{node.dims}"
     if isinstance(op, InMemory):
-        return f"memory {id(op.tensor)} of this process {node.code}{node.dims}"
+        return f"memory {id(op.tensor)} of process {os.getpid()} {node.code}{node.dims}"
     return f"{op!r}{len(node.inputs)}"

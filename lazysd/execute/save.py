@@ -20,7 +20,7 @@ from ..storage.shard_file import PAGE_NBYTES, ShardFile
 from ..storage.writer import OutputFolder, check_apart
 from . import workers
 from .fill import fill
-from .jobs import Job, Shard, digest, source_files
+from .jobs import Job, Shard, digest, reads_memory, source_files
 from .plan import Plan
 from .progress import reporter
 
@@ -169,7 +169,8 @@ def output_folder(checkpoint: Checkpoint, plan: Plan, dst: Path, overwrite: bool
     check_apart(dst, checkpoint.path, sorted(files))
     sides = sum(path.stat().st_size for path in _side_files(checkpoint, plan))
     nbytes = plan.write_nbytes + sides + _ENTRY_NBYTES * plan.num_tensors
-    return OutputFolder(dst, digest(plan.shards), nbytes, overwrite, resume)
+    volatile = reads_memory(plan.shards)
+    return OutputFolder(dst, digest(plan.shards), nbytes, overwrite, resume, volatile)
 
 
 def finish(checkpoint: Checkpoint, plan: Plan, folder: OutputFolder) -> None:

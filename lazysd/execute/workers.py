@@ -87,6 +87,10 @@ class _OneTorchThread:
     """
 
     def __init__(self) -> None:
+        self.reset()
+
+    def reset(self) -> None:
+        """Nobody is inside: at the beginning, and in a forked child, where whoever was inside does not exist."""
         self._lock, self._inside, self._before = threading.Lock(), 0, 1
 
     def __enter__(self) -> None:
@@ -107,3 +111,4 @@ class _OneTorchThread:
 
 
 _one_torch_thread = _OneTorchThread()
+os.register_at_fork(after_in_child=_one_torch_thread.reset)

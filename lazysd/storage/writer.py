@@ -22,35 +22,29 @@ from .shard_file import ShardFile
 
 JOURNAL = ".lazysd-journal.jsonl"
 _COPY_NBYTES = 1 << 20
+MAX_TRIES = 100  # to lock a folder that other processes commit at the same moment
 
 
 class OutputFolder:
     """The destination while it is being made. Use as a context manager; `commit()` makes it appear."""
 
-    def __init__(self, dst: Path, digest: str, nbytes: int, overwrite: bool = False, resume: bool = True):
+    def __init__(
+        self, dst: Path, digest: str, nbytes: int, overwrite: bool = False, resume: bool = True, volatile: bool = False
+    ):
         self.dst = Path(os.path.abspath(dst))
         self.digest, self.nbytes, self.overwrite, self.resume = digest, nbytes, overwrite, resume
         self.building = self.dst.with_name(f".{self.dst.name}.lazysd-partial")
         self.old = self.dst.with_name(f".{self.dst.name}.lazysd-old")
         self.finished: dict[str, dict[str, Any]] = {}  # shard -> its journal line
+        self.volatile = volatile  # sources may change unnoticed, so that nothing finished is ever kept
         self._foreign = False  # what stands there belongs to another run, which may want to go on
         self._lock: int | None = None
         self._journal_lock = threading.Lock()
 
     def __enter__(self) -> OutputFolder:
         self._check_free()  # once without touching anything, and again when nobody else can change it
-        try:
-            self.dst.parent.mkdir(parents=True, exist_ok=True)
-            self.building.mkdir(exist_ok=True)
-            self._lock = os.open(self.building, os.O_RDONLY)
-        except OSError as error:
-            raise _named(error, self.building) from error
-        try:
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            os.close(self._lock)
-            self._lock = None
-            raise OutputExistsError(f"another lazysd is writing {self.dst} right now; wait for it") from None
+        if not any(self._locked() for _ in range(MAX_TRIES)):
+            raise WriteError(f"cannot write {self.building}: it keeps disappearing; who removes it?")
         try:
             if os.path.lexists(self.old) and not os.path.lexists(self.dst):  # killed between an overwrite's two renames
                 os.rename(self.old, self.dst)
@@ -62,9 +56,32 @@ class OutputFolder:
             raise
         return self
 
+    def _locked(self) -> bool:
+        """Lock the folder; False where it was committed or removed by another process just before."""
+        try:
+            self.dst.parent.mkdir(parents=True, exist_ok=True)
+            self.building.mkdir(exist_ok=True)
+            fd = os.open(self.building, os.O_RDONLY)
+        except OSError as error:
+            if isinstance(error, FileNotFoundError) and self.dst.parent.is_dir():
+                return False
+            raise _named(error, self.building) from error
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if os.path.samestat(os.fstat(fd), os.stat(self.building)):
+                self._lock = fd
+                return True
+        except FileNotFoundError:
+            pass
+        except OSError:
+            os.close(fd)
+            raise OutputExistsError(f"another lazysd is writing {self.dst} right now; wait for it") from None
+        os.close(fd)
+        return False
+
     def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
         if self._lock is not None:
-            worthless = not self.finished or isinstance(error, SourceChangedError)
+            worthless = not self.finished or self.volatile or isinstance(error, SourceChangedError)
             if worthless and not self._foreign and self.building.exists():
                 shutil.rmtree(self.building, ignore_errors=True)  # nothing in it is worth resuming
             self._unlock()
@@ -104,7 +121,7 @@ class OutputFolder:
                     f"{self.building} holds an unfinished run of another plan (other source, layout or options); "
                     "repeat that run to finish it, or discard it with resume=False (--no-resume)"
                 )
-            for line in lines[1:]:
+            for line in [] if self.volatile else lines[1:]:
                 path = self.building / str(line.get("shard"))
                 if path.parent == self.building and path.is_file() and file_crc32(path) == line.get("crc32"):
                     self.finished[path.name] = line
