@@ -53,7 +53,7 @@ print(json.dumps({name: statistics.median(found) for name, found in times.items(
 PEAK = (
     SETUP
     + """
-import lazysd.execute.fill, lazysd.quantization  # modules are not part of what a call takes
+import lazysd.move.fill, lazysd.quantization  # modules are not part of what a call takes
 began = begin()
 made = run(sys.argv[5])
 end(began)

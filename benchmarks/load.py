@@ -24,7 +24,8 @@ OURS = (
     COMMON
     + """
 import lazysd
-from lazysd.execute import fill, load
+from lazysd import load
+from lazysd.move import fill
 began = begin()
 with torch.device("meta"):
     model = Qwen3MoeForCausalLM(config).to(torch.bfloat16)

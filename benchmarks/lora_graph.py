@@ -13,7 +13,7 @@ from measure import table, verdict
 
 from lazysd import Checkpoint
 from lazysd.graph.leaves import Full
-from lazysd.graph.node import LazyTensor
+from lazysd.tensor.lazy import LazyTensor
 
 EXPERTS, LAYERS, HIDDEN, INTER, RANK = 128, 48, 2048, 768, 8
 LAYOUTS = ("nemo", "peft-0.18", "peft-0.19", "peft-per-expert")

@@ -21,7 +21,7 @@ BUDGET = 128 * 10**6
 
 # One process of n; the clock starts when all of them have imported what they need.
 SETUP = """
-import lazysd, lazysd.distributed, lazysd.execute.save, torch.distributed as dist
+import lazysd, lazysd.distributed, lazysd.save.run, torch.distributed as dist
 src, dst, store, rank, ranks = sys.argv[1:6]
 rank, ranks = int(rank), int(ranks)
 dist.init_process_group("gloo", init_method="file://" + store, rank=rank, world_size=ranks)

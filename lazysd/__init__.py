@@ -14,45 +14,20 @@ from typing import TYPE_CHECKING, Any
 
 from . import errors, layouts
 from ._version import __version__
-from .checkpoint import Checkpoint, from_torch
+from .checkpoint import Checkpoint
 from .conversion import convert
-from .execute import engine as _engine
-from .graph import node as _node
-from .graph.node import LazyTensor
 from .graph.rewrite import concat, stack
 from .opening import open
+from .tensor.lazy import LazyTensor
+from .tensor.wrapping import from_torch
 
 if TYPE_CHECKING:
     from . import adapters, distributed, testing
-    from .execute.cache import cached
-    from .execute.load import load_into
+    from .load import load_into
+    from .tensor.cache import cached
 
 
-class _Engine:
-    """The rooms above the graph, as the graph sees them."""
-
-    materialize = staticmethod(_engine.materialize)
-    reads = staticmethod(_engine.reads)
-    index = staticmethod(_engine.index)
-    method = staticmethod(_engine.method)
-    torch_function = staticmethod(_engine.torch_function)
-
-    @staticmethod
-    def operate(node: LazyTensor, name: str, others: Any) -> Any:
-        from .execute import interop
-
-        return interop.operate(node, name, others)
-
-    @staticmethod
-    def html(shown: Any) -> str:
-        from .display.html import to_html
-
-        return to_html(shown)
-
-
-_node.engine = _Engine()
-
-_LAZY = {"cached": "execute.cache", "load_into": "execute.load"}  # imported when first asked for; some need torch
+_LAZY = {"cached": "tensor.cache", "load_into": "load"}  # imported when first asked for; some need torch
 _ROOMS = ("adapters", "distributed", "testing")
 
 

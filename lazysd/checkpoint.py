@@ -12,15 +12,16 @@ from typing import TYPE_CHECKING, Any
 
 from . import layouts
 from .errors import LayoutError, MissingTensorError
-from .graph.leaves import InMemory
-from .graph.node import LazyTensor, format_nbytes
+from .sizes import format_nbytes
+from .tensor.lazy import LazyTensor
+from .tensor.wrapping import as_lazy
 
 if TYPE_CHECKING:
     import torch
     from torch.distributed.device_mesh import DeviceMesh
 
-    from .execute.plan import Plan
-    from .storage.reader import SourceFile
+    from .save.plan import Plan
+    from .stores.local import SourceFile
 
 
 class Checkpoint(Mapping[str, LazyTensor]):
@@ -188,7 +189,9 @@ class Checkpoint(Mapping[str, LazyTensor]):
         sizes = {**origin.config_sizes(config), **target.config_sizes(config)}
         tensors, says = layouts.convert_adapter(self._tensors, origin, target, sizes, adapter, merge_rank)
         if mesh is not None:
-            tensors = layouts.spread_experts(tensors, target, mesh)
+            from .mesh.spread import spread_experts
+
+            tensors = spread_experts(tensors, target, mesh)
         changes: dict[str, Any] = {"layout": target.name, "family": target.family, "config": config}
         if self.adapter is not None or says.values:
             changed = says.files() if says != self.adapter or not self.is_adapter else {}
@@ -199,8 +202,8 @@ class Checkpoint(Mapping[str, LazyTensor]):
         self, max_shard_size: int | str = "5GB", max_memory: int | str = "128MB", workers: int | None = None
     ) -> Plan:
         """What a save would do, proved before any byte moves. Raises LayoutError, MemoryBudgetError."""
-        from .execute.cache import uncached
-        from .execute.plan import make_plan
+        from .save.plan import make_plan
+        from .tensor.cache import uncached
 
         stem = "model"
         if self.is_adapter:
@@ -235,7 +238,7 @@ class Checkpoint(Mapping[str, LazyTensor]):
         Raises:
             OutputExistsError, NoSpaceError, MemoryBudgetError, SourceChangedError, ReadError, ResumeMismatchError.
         """
-        from .execute.save import save
+        from .save.run import save
 
         plan = self.plan(max_shard_size, max_memory, workers)
         save(self, plan, dst, overwrite=overwrite, resume=resume, progress=progress)
@@ -247,7 +250,7 @@ class Checkpoint(Mapping[str, LazyTensor]):
         Tensors are the caller's own memory. Read-ahead ones and the one handed out take at most `prefetch` bytes (or
         "64MB"), unless one alone is larger. What the thread raises is raised at the tensor whose read failed.
         """
-        from .execute.iterate import iterate
+        from .iterate import iterate
 
         return iterate(self._tensors, [file.path for file in self._files], device, prefetch)
 
@@ -277,24 +280,6 @@ class Checkpoint(Mapping[str, LazyTensor]):
         return f"Checkpoint({len(self)} tensors, {format_nbytes(self.nbytes)}, {layout}{where})"
 
     def _repr_html_(self) -> str:
-        from .graph import node
+        from .display.html import to_html
 
-        return node.engine.html(self)
-
-
-def as_lazy(value: Any) -> LazyTensor:
-    """A lazy tensor as it is, a torch tensor wrapped."""
-    return value if isinstance(value, LazyTensor) else from_torch(value)
-
-
-def from_torch(tensor: Any) -> LazyTensor:
-    """A lazy tensor over a torch tensor in memory; strided views stay views, conjugated ones are copied.
-
-    >>> import torch, lazysd
-    >>> lazysd.from_torch(torch.zeros(2, 3)).permute(1, 0).shape
-    torch.Size([3, 2])
-    """
-    from . import dtypes
-
-    tensor = tensor.resolve_conj().resolve_neg()  # the very same object, unless its bits are not its values
-    return LazyTensor(InMemory(tensor), (), tuple(tensor.shape), dtypes.from_torch(tensor.dtype))
+        return to_html(self)

@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from .checkpoint import Checkpoint, as_lazy
-from .execute.engine import fill_all
+from .checkpoint import Checkpoint
 from .graph.leaves import InMemory
-from .graph.node import LazyTensor
+from .move.materialize import fill_all
+from .tensor.lazy import LazyTensor
+from .tensor.wrapping import as_lazy
 
 
 def convert(

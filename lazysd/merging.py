@@ -9,12 +9,11 @@ from . import layouts
 from .checkpoint import Checkpoint
 from .errors import LayoutError
 from .graph.compute import AddMatmul
-from .graph.methods import cast
-from .graph.node import LazyTensor
 from .graph.ops import Permute
-from .graph.rewrite import build
+from .graph.rewrite import build, cast
 from .layouts.adapter import FIELDS, Adapted, AdapterConfig, parameter_name
 from .layouts.converting import adapted, to_hub
+from .tensor.lazy import LazyTensor
 
 _FACTORS = {
     "lora_A.weight": "lora_B.weight",

@@ -11,18 +11,18 @@ from typing import Any
 
 from .checkpoint import Checkpoint
 from .errors import FormatError
+from .formats.dcp.reading import METADATA, StoredTensor, read_dcp
+from .formats.safetensors.header import read_header
+from .formats.safetensors.index import check_weight_map, find_shards, read_json
 from .graph.boxes import Box, covers_once
 from .graph.building import many_nodes
 from .graph.leaves import FileRange, Full
-from .graph.node import LazyTensor
 from .graph.ops import Permute
 from .graph.rewrite import build, concat, slice_
 from .layouts import AdapterConfig
-from .storage.dcp import METADATA, StoredTensor, read_dcp
-from .storage.header import read_header
-from .storage.index import check_weight_map, find_shards, read_json
-from .storage.reader import SourceFile
-from .storage.strict_json import listing
+from .stores.local import SourceFile
+from .stores.strict_json import listing
+from .tensor.lazy import LazyTensor
 
 logger = logging.getLogger(__name__)
 

@@ -7,11 +7,12 @@ from collections.abc import Mapping
 from typing import Any
 
 from . import dtypes
-from .checkpoint import Checkpoint, as_lazy
+from .checkpoint import Checkpoint
 from .errors import LayoutError
 from .graph.compute import Dequantize
 from .graph.quantize import QuantizeScale, QuantizeWeight
 from .graph.rewrite import build
+from .tensor.wrapping import as_lazy
 
 SCALE = "_scale_inv"  # X.weight has its scales in X.weight_scale_inv
 BLOCK = (128, 128)

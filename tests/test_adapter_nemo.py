@@ -12,8 +12,8 @@ import pytest
 import torch
 
 import lazysd
-from lazysd.adapters.nemo import Qwen3MoeStateDictAdapter
 from lazysd.errors import LayoutError, MissingExpertsError
+from lazysd.nemo.adapter import Qwen3MoeStateDictAdapter
 
 BACKEND = SimpleNamespace(dispatcher="torch", experts="torch")
 
@@ -173,7 +173,7 @@ def test_paramwrapper(r: int, legacy: bool) -> None:
 
 def test_peft_018_is_what_this_class_writes_unasked(caplog: pytest.LogCaptureFixture) -> None:
     lora = native_lora(6, 32, 24, 3)
-    with caplog.at_level("INFO", logger="lazysd.adapters.lora"):
+    with caplog.at_level("INFO", logger="lazysd.nemo.lora"):
         made = Qwen3MoeStateDictAdapter(None, moe(6, 24), BACKEND).to_hf(lora)
     assert_same(made, nemo_adapter(moe(6, 24)).to_hf(lora, legacy_paramwrapper_layout=True))
     assert "peft-0.18, which PEFT 0.18 to 0.19.0 reads" in caplog.text

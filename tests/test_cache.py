@@ -18,8 +18,8 @@ from safetensors.torch import load_file, save_file
 
 import lazysd
 from lazysd.errors import ClosedCheckpointError
-from lazysd.execute import cache
-from lazysd.storage.reader import SourceFile
+from lazysd.stores.local import SourceFile
+from lazysd.tensor import cache
 
 DATA = noise((4, 60, 50))
 

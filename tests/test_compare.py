@@ -6,8 +6,8 @@ import pytest
 import torch
 
 import lazysd
-from lazysd.execute import compare as compare_module
-from lazysd.execute.compare import compare
+from lazysd import comparison as compare_module
+from lazysd.comparison import compare
 
 
 def lazy(**tensors: torch.Tensor) -> dict[str, lazysd.LazyTensor]:

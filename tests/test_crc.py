@@ -7,7 +7,7 @@ import zlib
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lazysd.storage.crc import combine
+from lazysd.stores.crc import combine
 
 
 def test_pinned() -> None:

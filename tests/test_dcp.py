@@ -25,9 +25,9 @@ from safetensors.torch import load_file
 
 import lazysd
 from lazysd.errors import FormatError, LazysdError, MissingShardError, UnsafePathError, UnsupportedCheckpointError
+from lazysd.formats.dcp.reading import Chunk, StoredTensor
 from lazysd.opening import _assembled
-from lazysd.storage.dcp import Chunk, StoredTensor
-from lazysd.storage.reader import SourceFile
+from lazysd.stores.local import SourceFile
 
 pytestmark = pytest.mark.filterwarnings("ignore:torch.distributed is disabled", "ignore:TypedStorage is deprecated")
 E, H, I = 5, 8, 6  # noqa: E741

@@ -13,11 +13,11 @@ from safetensors.torch import save_file
 
 import lazysd
 from lazysd.errors import ReadError
-from lazysd.execute import fill as mover
-from lazysd.execute.blocks import HOST_BLOCK_NBYTES
-from lazysd.execute.device import CUDA_RING_NBYTES, SERIAL_NUMEL, CudaLane, copy_block, lane_for
-from lazysd.graph.node import LazyTensor
-from lazysd.storage.reader import SourceFile
+from lazysd.move import fill as mover
+from lazysd.move.blocks import HOST_BLOCK_NBYTES
+from lazysd.move.device import CUDA_RING_NBYTES, SERIAL_NUMEL, CudaLane, copy_block, lane_for
+from lazysd.stores.local import SourceFile
+from lazysd.tensor.lazy import LazyTensor
 
 RING_NBYTES = 1024
 BLOCK_NBYTES = 256

@@ -16,7 +16,7 @@ from safetensors.torch import save_file
 
 import lazysd
 from lazysd.display.html import to_html
-from lazysd.storage.reader import SourceFile
+from lazysd.stores.local import SourceFile
 
 VOID = {"br"}
 

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 import lazysd
 from lazysd.display.text import fold, ranges, tree
-from lazysd.graph.node import LazyTensor
+from lazysd.tensor.lazy import LazyTensor
 
 
 def lazy(*shape: int, dtype: torch.dtype = torch.float32) -> LazyTensor:

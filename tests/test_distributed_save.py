@@ -20,8 +20,8 @@ from gloo import run_ranks
 import lazysd
 from lazysd import distributed
 from lazysd.errors import LayoutError, NoSpaceError, OutputExistsError, SourceChangedError, WriteError
-from lazysd.storage.reader import SourceFile
-from lazysd.storage.writer import OutputFolder
+from lazysd.stores.local import SourceFile
+from lazysd.stores.output_folder import OutputFolder
 
 pytestmark = pytest.mark.dist
 SHARDS = ("--to", "nemo", "--max-shard-size", "20KB")
@@ -56,7 +56,7 @@ def test_the_same_bytes_as_one_process(golden: Path, tmp_path: Path, alone: dict
 DIES_IN_ITS_SECOND_SHARD = (
     "import os\n"
     "if os.environ.get('RANK') == '1':\n"
-    "    import lazysd.storage.writer as writer\n"
+    "    import lazysd.stores.output_folder as writer\n"
     "    done, finish = [], writer.OutputFolder.finish_shard\n"
     "    def once(self, *args):\n"
     "        if done: os._exit(9)\n"

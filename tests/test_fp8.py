@@ -12,12 +12,12 @@ import torch
 from safetensors.torch import save_file
 
 import lazysd
-from lazysd.adapters.nemo import Qwen3MoeStateDictAdapter
 from lazysd.cli.main import main
 from lazysd.errors import LayoutError
 from lazysd.graph.compute import Dequantize
 from lazysd.graph.quantize import QuantizeScale, QuantizeWeight
 from lazysd.graph.rewrite import build
+from lazysd.nemo.adapter import Qwen3MoeStateDictAdapter
 from lazysd.quantization import dequantize
 
 FP8 = torch.float8_e4m3fn

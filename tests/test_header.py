@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 
 from lazysd.dtypes import DTYPES
 from lazysd.errors import FormatError, LazysdError, MissingShardError, ReadError, UnsupportedCheckpointError
-from lazysd.storage.header import Entry, format_header, read_header
+from lazysd.formats.safetensors.header import Entry, format_header, read_header
 
 same_folder = settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
 OK = '{"dtype":"F32","shape":[2],"data_offsets":[0,8]}'

@@ -22,7 +22,7 @@ from lazysd.errors import (
     UnsafePathError,
     UnsupportedCheckpointError,
 )
-from lazysd.storage.index import check_weight_map, find_shards, format_index, read_json
+from lazysd.formats.safetensors.index import check_weight_map, find_shards, format_index, read_json
 
 same_folder = settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
 INDEX = "model.safetensors.index.json"

@@ -16,9 +16,10 @@ from safetensors.torch import save_file
 
 import lazysd
 from lazysd.errors import ReadOnlyError
-from lazysd.execute import engine, workers
-from lazysd.graph.node import LazyTensor
-from lazysd.storage.reader import SourceFile
+from lazysd.move import materialize as engine
+from lazysd.move import workers
+from lazysd.stores.local import SourceFile
+from lazysd.tensor.lazy import LazyTensor
 
 # Multiples of 1/4: sums of their products are exact, so that the order in which torch adds them up does not matter.
 A = torch.arange(24.0).reshape(4, 6) / 4

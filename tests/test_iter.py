@@ -17,9 +17,9 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 
 import lazysd
+from lazysd import iterate as module
 from lazysd.errors import ClosedCheckpointError, ReadError
-from lazysd.execute import iterate as module
-from lazysd.graph.node import LazyTensor
+from lazysd.tensor.lazy import LazyTensor
 
 KB = 1000
 

@@ -17,7 +17,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 import lazysd
-from lazysd.storage.reader import SourceFile
+from lazysd.stores.local import SourceFile
 from lazysd.testing import recorded_reads
 
 
@@ -170,7 +170,7 @@ def test_assign_says_what_to_use_instead(tmp_path: Path) -> None:
 PEAK = """
 import gc, json, sys, torch, lazysd
 from torch import nn
-from lazysd.execute import load, fill
+import lazysd.load as load, lazysd.move.fill as fill
 def status(name):
     with open("/proc/self/status") as file:
         return next(int(line.split()[1]) for line in file if line.startswith(name)) * 1024

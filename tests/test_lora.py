@@ -16,10 +16,10 @@ from safetensors.torch import load_file, save_file
 import lazysd
 from lazysd.errors import LayoutError, MissingExpertsError
 from lazysd.graph.leaves import Full
-from lazysd.graph.node import LazyTensor
 from lazysd.layouts import Layout, LoraNames, Rule
 from lazysd.layouts.lora import native as native_rules
 from lazysd.layouts.lora import peft_layouts
+from lazysd.tensor.lazy import LazyTensor
 
 LAYOUTS = ("nemo", "peft-0.18", "peft-0.19", "peft-per-expert")
 FOLDED = ("peft-0.18", "peft-0.19")

@@ -409,7 +409,7 @@ def test_the_command_states_what_files_do_not(tmp_path: Path, capsys: pytest.Cap
 
 
 CHILD = """
-import sys, torch, lazysd, lazysd.execute.save
+import sys, torch, lazysd, lazysd.save.run
 from lazysd.merging import merge
 def status(name):
     with open("/proc/self/status") as file:

@@ -16,9 +16,9 @@ from checkpoints import assert_same, bits, by_hand, expert_key, random_hf, write
 from gloo import run_ranks
 
 import lazysd
-from lazysd.adapters.nemo import Qwen3MoeStateDictAdapter
 from lazysd.errors import LayoutError, MissingExpertsError
-from lazysd.execute.mesh import LazyDTensor, split_experts
+from lazysd.mesh.tensors import LazyDTensor, split_experts
+from lazysd.nemo.adapter import Qwen3MoeStateDictAdapter
 
 pytestmark = pytest.mark.dist
 H, I = 36, 24  # noqa: E741

@@ -13,13 +13,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import lazysd
-from lazysd.execute.plan import make_plan
-from lazysd.execute.sizes import parse_size
-from lazysd.execute.tiling import glue, pieces_of
 from lazysd.graph.boxes import covers_once, full_box
 from lazysd.graph.leaves import FileRange
-from lazysd.graph.node import LazyTensor
-from lazysd.storage.reader import SourceFile
+from lazysd.move.tiling import glue, pieces_of
+from lazysd.save.plan import make_plan
+from lazysd.sizes import parse_size
+from lazysd.stores.local import SourceFile
+from lazysd.tensor.lazy import LazyTensor
 
 
 @pytest.fixture

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from lazysd.errors import ClosedCheckpointError, MissingShardError, ReadError, SourceChangedError
-from lazysd.storage.reader import SourceFile
+from lazysd.stores.local import SourceFile
 
 
 @pytest.fixture

@@ -12,8 +12,8 @@ from checkpoints import expert_key, random_hf, write
 from safetensors import safe_open
 
 import lazysd
-from lazysd.storage.header import read_header
-from lazysd.storage.reader import SourceFile
+from lazysd.formats.safetensors.header import read_header
+from lazysd.stores.local import SourceFile
 
 GATE_UP = "model.layers.0.mlp.experts.gate_and_up_projs"
 DOWN = "model.layers.0.mlp.experts.down_projs"

@@ -15,9 +15,9 @@ import torch
 from safetensors import safe_open
 
 import lazysd
-from lazysd.execute import save as save_module
-from lazysd.storage import writer
-from lazysd.storage.shard_file import ShardFile
+from lazysd.save import run as save_module
+from lazysd.stores import output_folder as writer
+from lazysd.stores.shard_file import ShardFile
 
 CALLS = ("open", "pwrite", "rename", "fsync", "posix_fallocate", "mkdir", "unlink", "close")
 
@@ -282,7 +282,7 @@ def test_every_source_byte_is_read_once_in_both_directions(
     golden: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Invariant 2. Gate and up of one expert are alternate stretches of the same rows; both are cut from one read."""
-    from lazysd.storage.reader import SourceFile
+    from lazysd.stores.local import SourceFile
 
     count = [0, 0]
     pread = SourceFile.pread
@@ -304,7 +304,7 @@ def test_every_source_byte_is_read_once_in_both_directions(
 def test_memory_stays_within_the_budget(tmp_path: Path) -> None:
     """Invariant 3, on 200 MB of experts and 64 MB of budget, measured as VmHWM of a child process."""
     child = """
-import sys, torch, lazysd, lazysd.execute.save
+import sys, torch, lazysd, lazysd.save.run
 from safetensors.torch import save_file
 def grown(): return int(open("/proc/self/status").read().split("VmHWM:")[1].split()[0]) * 1024
 src, dst = sys.argv[1:]

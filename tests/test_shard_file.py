@@ -12,7 +12,7 @@ import pytest
 import torch
 
 import lazysd
-from lazysd.storage.shard_file import DIRECT_MIN_NBYTES, PAGE_NBYTES, ShardFile
+from lazysd.stores.shard_file import DIRECT_MIN_NBYTES, PAGE_NBYTES, ShardFile
 
 HEADER = b"h" * 88
 

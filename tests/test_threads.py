@@ -18,7 +18,7 @@ from checkpoints import bits, by_hand, random_hf, write
 
 import lazysd
 from lazysd.errors import ClosedCheckpointError
-from lazysd.storage.reader import SourceFile
+from lazysd.stores.local import SourceFile
 
 SHAPE = {"experts": 6, "hidden": 40, "inner": 24, "layers": 3}
 
@@ -148,7 +148,7 @@ def status(name):
         return next(int(line.split()[1]) for line in file if line.startswith(name)) * 1024
 src, dst, to, budget = sys.argv[1:]
 ckpt = lazysd.open(src)
-import lazysd.execute.save
+import lazysd.save.run
 open("/proc/self/clear_refs", "w").write("5")
 before = status("VmRSS")
 plan = ckpt.convert(to).save(dst, max_memory=int(budget), max_shard_size="40MB")

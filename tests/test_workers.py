@@ -10,7 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 import torch
 
-from lazysd.execute import workers
+from lazysd.move import workers
 
 
 @pytest.mark.parametrize("num_workers", [1, 2, 5])

@@ -1,1 +1,1 @@
-"""Drop-in replacements for other projects' converters."""
+"""Other projects' interfaces, by the paths under which people import them."""

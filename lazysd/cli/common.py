@@ -11,11 +11,11 @@ from typing import Any
 from .. import dtypes
 from ..checkpoint import Checkpoint
 from ..errors import LayoutError
-from ..execute.sizes import parse_size
-from ..graph.methods import cast
-from ..graph.node import LazyTensor
+from ..graph.rewrite import cast
 from ..opening import open as open_checkpoint
 from ..quantization import SCALE, dequantize
+from ..sizes import parse_size
+from ..tensor.lazy import LazyTensor
 
 CHECK_FAILED = 1  # exit code of verify and diff when what they check does not hold
 FLOATS = ("F16", "BF16", "F32", "F64")

@@ -10,7 +10,7 @@ import os
 import time
 from typing import Any
 
-from ..graph.node import format_nbytes
+from ..sizes import format_nbytes
 from . import verify
 from .common import (
     CHECK_FAILED,

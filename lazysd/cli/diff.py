@@ -26,8 +26,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    from ..execute.compare import compare
-    from ..execute.progress import reporter
+    from ..comparison import compare
+    from ..save.progress import reporter
 
     with opened(args.a, args) as a, opened(args.b, args) as b, reporter(wants_progress(args)) as report:
         layout, other = args.to or a.layout, args.source or b.layout

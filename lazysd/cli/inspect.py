@@ -10,8 +10,8 @@ from .. import dtypes
 from ..checkpoint import Checkpoint
 from ..display.text import printable, tree
 from ..errors import LayoutError
-from ..graph.node import format_nbytes
 from ..merging import adapter_summary
+from ..sizes import format_nbytes
 from .common import add_json, add_source, emit, opened
 
 

@@ -12,7 +12,7 @@ from typing import Any
 
 from ..display.text import printable
 from ..errors import LayoutError
-from ..graph.node import format_nbytes
+from ..sizes import format_nbytes
 from .common import add_conversion, add_json, add_source, converted, emit, opened
 
 

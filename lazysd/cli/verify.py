@@ -7,8 +7,8 @@ from math import isclose
 from typing import TYPE_CHECKING
 
 from .. import layouts
-from ..graph.node import format_nbytes
 from ..opening import open as open_checkpoint
+from ..sizes import format_nbytes
 from .common import (
     CHECK_FAILED,
     add_adapter_numbers,
@@ -24,7 +24,7 @@ from .common import (
 
 if TYPE_CHECKING:
     from ..checkpoint import Checkpoint
-    from ..execute.compare import Comparison
+    from ..comparison import Comparison
 
 MAX_SHOWN = 20
 
@@ -61,8 +61,8 @@ def run(args: argparse.Namespace) -> int:
 
 def check(dst: str, expected: Checkpoint, args: argparse.Namespace) -> Comparison:
     """Compare the checkpoint at `dst` with the tensors it should hold."""
-    from ..execute.compare import compare
-    from ..execute.progress import reporter
+    from ..comparison import compare
+    from ..save.progress import reporter
 
     with open_checkpoint(dst, io="pread") as found, reporter(wants_progress(args)) as report:
         return compare(found, expected, ("DST", "SRC"), args.workers, report)
@@ -78,7 +78,7 @@ def in_layout(checkpoint: Checkpoint, layout: str | None, family: str | None) ->
 
 def add_scales(comparison: Comparison, ours: Checkpoint, theirs: Checkpoint, names: tuple[str, str]) -> None:
     """Adapters with the same factors are not the same where adapter_config.json scales their product otherwise."""
-    from ..execute.compare import Difference
+    from ..comparison import Difference
     from ..merging import scales
 
     if ours.adapter is None or theirs.adapter is None:

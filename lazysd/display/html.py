@@ -9,7 +9,9 @@ from typing import Any, NamedTuple
 from .. import dtypes
 from ..errors import LazysdError
 from ..graph.leaves import FileRange
-from ..graph.node import LazyTensor, format_nbytes
+from ..graph.node import Node
+from ..move.materialize import reads as reads_of
+from ..sizes import format_nbytes
 from .text import Row, fold, printable
 
 MAX_ROWS = 500  # of the tree of keys
@@ -42,7 +44,7 @@ def to_html(shown: Any) -> str:
     >>> "<svg" in to_html(lazysd.from_torch(torch.zeros(2, 3)).T)
     True
     """
-    body = _tensor(shown) if isinstance(shown, LazyTensor) else _checkpoint(shown)
+    body = _tensor(shown) if isinstance(shown, Node) else _checkpoint(shown)
     return f'{STYLE}<div class="lazysd">{body}</div>'
 
 
@@ -59,7 +61,7 @@ def _count(number: int, noun: str) -> str:
     return f"{number} {noun}{'s' if number != 1 else ''}"
 
 
-def _checkpoint(ckpt: Mapping[str, LazyTensor]) -> str:
+def _checkpoint(ckpt: Mapping[str, Node]) -> str:
     nbytes = format_nbytes(sum(node.nbytes for node in ckpt.values()))
     try:
         layout = getattr(ckpt, "layout", None) or "no known layout"
@@ -134,8 +136,8 @@ class _Branch(NamedTuple):
             yield "</details>"
 
 
-def _tensor(node: LazyTensor) -> str:
-    ranges = node.reads()
+def _tensor(node: Node) -> str:
+    ranges = reads_of(node)
     nbytes = sum(size for _, _, size in ranges)
     files = len({path for path, _, _ in ranges})
     listed = "".join(
@@ -150,10 +152,10 @@ def _tensor(node: LazyTensor) -> str:
         if ranges
         else "<p>materialize() reads no file</p>"
     )
-    return f"<b>LazyTensor</b> {_text(_type(node))}, {format_nbytes(node.nbytes)}{_graph(node)}{reads}"
+    return f"<b>{type(node).__name__}</b> {_text(_type(node))}, {format_nbytes(node.nbytes)}{_graph(node)}{reads}"
 
 
-def _type(node: LazyTensor) -> str:
+def _type(node: Node) -> str:
     return f"{dtypes.DTYPES[node.code].label}[{', '.join(map(str, node.dims))}]"
 
 
@@ -166,10 +168,10 @@ class _Drawn(NamedTuple):
     parent: int  # index of the node it feeds; -1 for the result
 
 
-def _graph(root: LazyTensor) -> str:
+def _graph(root: Node) -> str:
     """The graph, result on top, inputs below and indented; nodes that look alike are one box with a count."""
     drawn: list[_Drawn] = []
-    todo: list[tuple[list[LazyTensor] | str, int, int, int]] = [([root], 1, 0, -1)]
+    todo: list[tuple[list[Node] | str, int, int, int]] = [([root], 1, 0, -1)]
     while todo:
         alike, count, depth, parent = todo.pop()
         here = len(drawn)
@@ -180,10 +182,10 @@ def _graph(root: LazyTensor) -> str:
             drawn.append(_Drawn(alike, count, depth, parent))
             continue
         drawn.append(_Drawn(f"{_label(alike)}  {_type(alike[0])}", count, depth, parent))
-        groups: dict[object, dict[int, LazyTensor]] = {}  # a node that feeds several is one node
+        groups: dict[object, dict[int, Node]] = {}  # a node that feeds several is one node
         for child in (child for node in alike for child in node.inputs):
             groups.setdefault((_kind(child), child.dims, child.code), {})[id(child)] = child
-        below: list[tuple[list[LazyTensor] | str, int, int, int]] = [
+        below: list[tuple[list[Node] | str, int, int, int]] = [
             (list(group.values()), len(group), depth + 1, here) for group in groups.values()
         ]
         if depth + 1 >= MAX_DEPTH and below:
@@ -195,7 +197,7 @@ def _graph(root: LazyTensor) -> str:
     return _svg(drawn)
 
 
-def _label(alike: list[LazyTensor]) -> str:
+def _label(alike: list[Node]) -> str:
     """What one node is, or what nodes that look alike have in common."""
     first, op = alike[0], alike[0].op
     if len(alike) == 1 or not isinstance(op, FileRange):
@@ -204,7 +206,7 @@ def _label(alike: list[LazyTensor]) -> str:
     return op.file.path.rsplit("/", 1)[-1] if len(paths) == 1 else f"{len(paths)} files"
 
 
-def _kind(node: LazyTensor) -> object:
+def _kind(node: Node) -> object:
     """What makes siblings look alike: the ops on the way down their first inputs, not where the data lies."""
     kinds: list[type] = []
     while len(kinds) < MAX_DEPTH:

@@ -8,7 +8,8 @@ from typing import NamedTuple
 
 from .. import dtypes
 from ..graph.boxes import Dims
-from ..graph.node import LazyTensor, format_nbytes
+from ..graph.node import Node
+from ..sizes import format_nbytes
 
 Numbers = tuple[int, ...]
 MAX_NUMBERS = 8  # of a key that take part in folding; keys of models have two or three
@@ -35,7 +36,7 @@ def printable(text: str) -> str:
     return "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in text)
 
 
-def fold(tensors: Mapping[str, LazyTensor]) -> list[Row]:
+def fold(tensors: Mapping[str, Node]) -> list[Row]:
     """Keys as rows, in the order in which the first key of each row stands. Exact: no row names a key that is absent.
 
     >>> import torch, lazysd
@@ -62,7 +63,7 @@ def fold(tensors: Mapping[str, LazyTensor]) -> list[Row]:
     return found
 
 
-def tree(tensors: Mapping[str, LazyTensor], max_rows: int | None = None) -> str:
+def tree(tensors: Mapping[str, Node], max_rows: int | None = None) -> str:
     """The keys of a checkpoint, folded, one line each with dtype, shape, how many, and bytes. Reads nothing.
 
     >>> import torch, lazysd

@@ -20,13 +20,13 @@ from torch.distributed.checkpoint.storage import StorageReader
 from torch.futures import Future
 
 from .. import dtypes
-from ..checkpoint import as_lazy
 from ..errors import LayoutError, MissingTensorError
-from ..execute.engine import fill_all
-from ..execute.mesh import LazyDTensor
-from ..execute.target import fill_target, is_fillable
-from ..graph.methods import cast
-from ..graph.node import LazyTensor
+from ..graph.rewrite import cast
+from ..mesh.tensors import LazyDTensor
+from ..move.materialize import fill_all
+from ..move.target import fill_target, is_fillable
+from ..tensor.lazy import LazyTensor
+from ..tensor.wrapping import as_lazy
 
 
 class LazyStorageReader(StorageReader):

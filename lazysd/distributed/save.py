@@ -19,12 +19,12 @@ from typing import TYPE_CHECKING, Any
 import torch.distributed as dist
 
 from ..errors import WriteError
-from ..execute import workers
-from ..execute.jobs import source_files
-from ..execute.plan import Plan
-from ..execute.progress import reporter
-from ..execute.save import Save, Share, finish, output_folder
-from ..storage.writer import OutputFolder
+from ..move import workers
+from ..save.jobs import source_files
+from ..save.plan import Plan
+from ..save.progress import reporter
+from ..save.run import Save, Share, finish, output_folder
+from ..stores.output_folder import OutputFolder
 
 if TYPE_CHECKING:
     from ..checkpoint import Checkpoint

@@ -9,22 +9,22 @@ from typing import TYPE_CHECKING, ClassVar, NamedTuple
 from .boxes import Box, Dims
 
 if TYPE_CHECKING:
-    from .node import LazyTensor
+    from .node import Node
 
-Inputs = Sequence["LazyTensor"]
+Inputs = Sequence["Node"]
 
 
 class Piece(NamedTuple):
     """Fill part of a destination with a box of a node."""
 
-    node: LazyTensor
+    node: Node
     box: Box  # which elements of the node, one range an axis
     offset: int  # where the box's first element goes, in elements of the destination's storage
     strides: Dims  # how the destination advances along each axis of the box, in elements
 
 
 class Op(ABC):
-    """What a node does. `dims` and `code` below are shape and dtype, as in LazyTensor."""
+    """What a node does. `dims` and `code` below are shape and dtype, as in Node."""
 
     is_view: ClassVar[bool] = False  # the same elements, all of them, in another order or shape
 
@@ -33,7 +33,7 @@ class Op(ABC):
         """Shape and dtype of the result; ValueError, with both sides named, where the inputs do not fit."""
 
     @abstractmethod
-    def describe(self, node: LazyTensor) -> str:
+    def describe(self, node: Node) -> str:
         """A few words for repr()."""
 
 
@@ -52,7 +52,7 @@ class Leaf(Op):
         raise TypeError(f"{type(self).__name__} has no inputs; build the node with its shape and dtype")
 
 
-def pieces(node: LazyTensor, box: Box, offset: int, strides: Dims) -> Iterator[Piece]:
+def pieces(node: Node, box: Box, offset: int, strides: Dims) -> Iterator[Piece]:
     """Follow a request through structural ops down to leaves and computed nodes. Iterative; reads nothing."""
     stack = [Piece(node, box, offset, strides)]
     while stack:

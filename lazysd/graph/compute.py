@@ -18,7 +18,7 @@ from .boxes import Box, Dims
 if TYPE_CHECKING:
     import torch
 
-    from .node import LazyTensor
+    from .node import Node
 
 FLOATS = ("F8_E8M0", "F8_E4M3", "F8_E5M2", "F16", "BF16", "F32", "F64")
 # Which float types hold every value of which others (range and precision both).
@@ -33,14 +33,14 @@ class Computed(Op):
     align: int = 1  # tiles are cut at multiples of this many indices where possible
 
     @abstractmethod
-    def operands(self, node: LazyTensor, box: Box) -> list[tuple[LazyTensor, Box]]:
+    def operands(self, node: Node, box: Box) -> list[tuple[Node, Box]]:
         """The input boxes that a box of the result needs."""
 
     @abstractmethod
     def compute(self, target: torch.Tensor, operands: list[torch.Tensor], box: Box) -> None:
         """Write the box into `target` (any strides), given dense operands in the order of `operands()`."""
 
-    def lossy(self, node: LazyTensor) -> str | None:
+    def lossy(self, node: Node) -> str | None:
         """What is lost for good, in a few words; None where the step can be undone exactly."""
         return None
 
@@ -54,19 +54,19 @@ class Cast(Computed):
     def infer(self, inputs: Inputs) -> tuple[Dims, str]:
         return inputs[0].dims, self.code
 
-    def operands(self, node: LazyTensor, box: Box) -> list[tuple[LazyTensor, Box]]:
+    def operands(self, node: Node, box: Box) -> list[tuple[Node, Box]]:
         return [(node.inputs[0], box)]
 
     def compute(self, target: torch.Tensor, operands: list[torch.Tensor], box: Box) -> None:
         target.copy_(operands[0])
 
-    def lossy(self, node: LazyTensor) -> str | None:
+    def lossy(self, node: Node) -> str | None:
         source = node.inputs[0].code
         if self.code in _WIDER.get(source, ()):
             return None
         return f"cast {dtypes.DTYPES[source].label} -> {dtypes.DTYPES[self.code].label}"
 
-    def describe(self, node: LazyTensor) -> str:
+    def describe(self, node: Node) -> str:
         return f"cast from {dtypes.DTYPES[node.inputs[0].code].label}"
 
 
@@ -99,7 +99,7 @@ class Dequantize(Computed):
             )
         return weight.dims, self.code
 
-    def operands(self, node: LazyTensor, box: Box) -> list[tuple[LazyTensor, Box]]:
+    def operands(self, node: Node, box: Box) -> list[tuple[Node, Box]]:
         weight, scale = node.inputs
         blocks = tuple(
             range(axis[0] // size, axis[-1] // size + 1) for axis, size in zip(box[-2:], self.block, strict=True)
@@ -116,10 +116,10 @@ class Dequantize(Computed):
             factors = factors.index_select(dim % factors.dim(), which)
         target.copy_(weight.float() * factors)
 
-    def lossy(self, node: LazyTensor) -> str | None:
+    def lossy(self, node: Node) -> str | None:
         return f"dequantise {dtypes.DTYPES[node.inputs[0].code].label} -> {dtypes.DTYPES[self.code].label}"
 
-    def describe(self, node: LazyTensor) -> str:
+    def describe(self, node: Node) -> str:
         return f"dequantised in blocks of {self.block[0]} x {self.block[1]}"
 
 
@@ -141,7 +141,7 @@ class AddMatmul(Computed):
             raise ValueError(f"cannot add {list(a.dims)} @ {list(b.dims)} to {list(base.dims)}")
         return base.dims, base.code
 
-    def operands(self, node: LazyTensor, box: Box) -> list[tuple[LazyTensor, Box]]:
+    def operands(self, node: Node, box: Box) -> list[tuple[Node, Box]]:
         base, a, b = node.inputs
         rank = range(a.dims[-1])
         return [(base, box), (a, (*box[:-1], rank)), (b, (*box[:-2], rank, box[-1]))]
@@ -157,10 +157,10 @@ class AddMatmul(Computed):
             total.add_(term)
         target.copy_(total.mul_(self.scale).add_(base))
 
-    def lossy(self, node: LazyTensor) -> str | None:
+    def lossy(self, node: Node) -> str | None:
         return "merge of a LoRA update"
 
-    def describe(self, node: LazyTensor) -> str:
+    def describe(self, node: Node) -> str:
         return f"merged with rank {node.inputs[1].dims[-1]}, scale {self.scale:g}"
 
 
@@ -182,7 +182,7 @@ class Agree(Computed):
                 )
         return first.dims, first.code
 
-    def operands(self, node: LazyTensor, box: Box) -> list[tuple[LazyTensor, Box]]:
+    def operands(self, node: Node, box: Box) -> list[tuple[Node, Box]]:
         return [(part, box) for part in node.inputs]
 
     def compute(self, target: torch.Tensor, operands: list[torch.Tensor], box: Box) -> None:
@@ -198,5 +198,5 @@ class Agree(Computed):
                 )
         target.view(bits).copy_(first)
 
-    def describe(self, node: LazyTensor) -> str:
+    def describe(self, node: Node) -> str:
         return f"{len(node.inputs)} equal tensors"

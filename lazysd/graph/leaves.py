@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING, Any, Protocol
 from .base import Leaf
 
 if TYPE_CHECKING:
-    from .node import LazyTensor
+    from .node import Node
 
 
 class ByteSource(Protocol):
-    """A file that leaves read from (storage.reader.SourceFile)."""
+    """A file that leaves read from (stores.local.SourceFile)."""
 
     @property
     def path(self) -> str: ...
@@ -27,7 +27,7 @@ class FileRange(Leaf):
     file: ByteSource
     offset: int
 
-    def describe(self, node: LazyTensor) -> str:
+    def describe(self, node: Node) -> str:
         return f"{self.file.path.rsplit('/', 1)[-1]} @ {self.offset}"
 
 
@@ -37,7 +37,7 @@ class InMemory(Leaf):
 
     tensor: Any
 
-    def describe(self, node: LazyTensor) -> str:
+    def describe(self, node: Node) -> str:
         return f"in memory on {self.tensor.device}"
 
 
@@ -47,5 +47,5 @@ class Full(Leaf):
 
     value: float
 
-    def describe(self, node: LazyTensor) -> str:
+    def describe(self, node: Node) -> str:
         return f"filled with {self.value:g}"

@@ -18,7 +18,7 @@ from .base import Inputs, Piece, Structural
 from .boxes import Box, Dims, clip, flat_ranges, fold_boxes, reshape_groups
 
 if TYPE_CHECKING:
-    from .node import LazyTensor
+    from .node import Node
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,7 +55,7 @@ class Stack(Structural):
                 at += position * strides[k]
             yield Piece(inputs[flat], inner, at, inner_strides)
 
-    def describe(self, node: LazyTensor) -> str:
+    def describe(self, node: Node) -> str:
         return f"stack of {self.lead[0]}"
 
 
@@ -95,7 +95,7 @@ class Concat(Structural):
                 part = (*box[:dim], inside, *box[dim + 1 :])
                 yield Piece(node.inputs[number], part, offset + begin * strides[dim], strides)
 
-    def describe(self, node: LazyTensor) -> str:
+    def describe(self, node: Node) -> str:
         return f"concat of {len(node.inputs)} along axis {self.dim}"
 
 
@@ -123,7 +123,7 @@ class Slice(Structural):
                 k += 1
         yield Piece(node.inputs[0], tuple(inner), offset, tuple(inner_strides))
 
-    def describe(self, node: LazyTensor) -> str:
+    def describe(self, node: Node) -> str:
         shown = []
         for axis, indices in enumerate(self.box):
             if axis in self.drop:
@@ -161,7 +161,7 @@ class Take(Structural):
             yield Piece(node.inputs[0], (*box[:dim], run, *box[dim + 1 :]), offset + at * strides[dim], strides)
             at = end
 
-    def describe(self, node: LazyTensor) -> str:
+    def describe(self, node: Node) -> str:
         return f"{len(self.indices)} rows of axis {self.dim}"
 
 
@@ -183,7 +183,7 @@ class Permute(Structural):
         order = sorted(range(len(box)), key=self.dims.__getitem__)
         yield Piece(node.inputs[0], tuple(box[k] for k in order), offset, tuple(strides[k] for k in order))
 
-    def describe(self, node: LazyTensor) -> str:
+    def describe(self, node: Node) -> str:
         return f"permute {self.dims}"
 
 
@@ -223,5 +223,5 @@ class Reshape(Structural):
             inner_strides: Dims = tuple(stride for _, _, part in choice for stride in part)
             yield Piece(node.inputs[0], inner, offset + sum(at for _, at, _ in choice), inner_strides)
 
-    def describe(self, node: LazyTensor) -> str:
+    def describe(self, node: Node) -> str:
         return f"reshape of {list(node.inputs[0].dims)}"

@@ -16,7 +16,7 @@ from .compute import Computed, block_counts
 if TYPE_CHECKING:
     import torch
 
-    from .node import LazyTensor
+    from .node import Node
 
 E4M3_MAX = 448.0  # the largest float8_e4m3fn
 
@@ -55,7 +55,7 @@ class QuantizeScale(_Blockwise):
             raise ValueError(f"cannot quantise {list(inputs[0].dims)} in blocks; it needs at least two axes")
         return block_counts(inputs[0].dims, self.block), self.scale_code
 
-    def operands(self, node: LazyTensor, box: Box) -> list[tuple[LazyTensor, Box]]:
+    def operands(self, node: Node, box: Box) -> list[tuple[Node, Box]]:
         weight = node.inputs[0]
         parts = tuple(
             range(axis[0] * size, min((axis[-1] + 1) * size, extent))
@@ -68,7 +68,7 @@ class QuantizeScale(_Blockwise):
         rows, columns = (slice(None, None, axis.step) for axis in box[-2:])
         target.copy_(inverse[..., rows, columns])
 
-    def describe(self, node: LazyTensor) -> str:
+    def describe(self, node: Node) -> str:
         return f"scales of blocks of {self.block[0]} x {self.block[1]}"
 
 
@@ -85,7 +85,7 @@ class QuantizeWeight(_Blockwise):
             raise ValueError(f"cannot quantise {list(inputs[0].dims)} in blocks; it needs at least two axes")
         return inputs[0].dims, "F8_E4M3"
 
-    def operands(self, node: LazyTensor, box: Box) -> list[tuple[LazyTensor, Box]]:
+    def operands(self, node: Node, box: Box) -> list[tuple[Node, Box]]:
         weight = node.inputs[0]
         parts = tuple(
             range(axis[0] // size * size, min((axis[-1] // size + 1) * size, extent))
@@ -105,8 +105,8 @@ class QuantizeWeight(_Blockwise):
         codes = (weight.float() * factors)[..., rows, columns].clamp(-E4M3_MAX, E4M3_MAX)
         target.copy_(codes)
 
-    def lossy(self, node: LazyTensor) -> str | None:
+    def lossy(self, node: Node) -> str | None:
         return f"quantise {dtypes.DTYPES[node.inputs[0].code].label} -> f8e4m3"
 
-    def describe(self, node: LazyTensor) -> str:
+    def describe(self, node: Node) -> str:
         return f"quantised in blocks of {self.block[0]} x {self.block[1]}"

@@ -9,26 +9,27 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from itertools import pairwise, permutations, product
 from math import prod
+from typing import Any, TypeVar
 
 from .base import Op
 from .boxes import Box, Dims, clip, full_box
 from .compute import Agree, Cast
-from .node import LazyTensor
+from .node import Node
 from .ops import Concat, Permute, Reshape, Slice, Stack, Take
 
-Inputs = tuple[LazyTensor, ...]
+N = TypeVar("N", bound=Node)
 
 
-def build(op: Op, inputs: Iterable[LazyTensor]) -> LazyTensor:
+def build(op: Op, inputs: Iterable[N]) -> N:
     """The node for `op` over `inputs`, simplified. Raises ValueError where the shapes do not fit."""
     inputs = tuple(inputs)
     dims, code = op.infer(inputs)
     rule = RULES.get(type(op))
     simpler = rule(op, inputs, dims) if rule else None
-    return simpler if simpler is not None else LazyTensor(op, inputs, dims, code)
+    return simpler if simpler is not None else inputs[0].like(op, inputs, dims, code)
 
 
-def slice_(node: LazyTensor, box: Box, drop: tuple[int, ...] = ()) -> LazyTensor:
+def slice_(node: N, box: Box, drop: tuple[int, ...] = ()) -> N:
     """A box of a node, pushed down past slices, permutes, stacks and concats as far as it goes."""
     outer: tuple[int, ...] | None = None  # a permute that the slice has passed on its way down
     while True:
@@ -61,7 +62,7 @@ def slice_(node: LazyTensor, box: Box, drop: tuple[int, ...] = ()) -> LazyTensor
         else:
             break
     whole = not drop and box == full_box(node.dims)
-    result = node if whole else LazyTensor(op := Slice(box, drop), (node,), *op.infer((node,)))
+    result = node if whole else node.like(op := Slice(box, drop), (node,), *op.infer((node,)))
     return result if outer is None or outer == tuple(range(len(outer))) else build(Permute(outer), (result,))
 
 
@@ -74,7 +75,7 @@ def _compose(op: Slice, box: Box, drop: tuple[int, ...]) -> tuple[Box, tuple[int
     return tuple(inner), tuple(sorted((*op.drop, *(kept[k] for k in drop))))
 
 
-def _narrow_stack(node: LazyTensor, op: Stack, box: Box) -> LazyTensor:
+def _narrow_stack(node: N, op: Stack, box: Box) -> N:
     """A slice along stacked axes keeps only the inputs it needs."""
     picked = []
     for index in product(*box[: len(op.lead)]):
@@ -83,10 +84,10 @@ def _narrow_stack(node: LazyTensor, op: Stack, box: Box) -> LazyTensor:
             flat = flat * size + at
         picked.append(node.inputs[flat])
     lead = tuple(len(axis) for axis in box[: len(op.lead)])
-    return LazyTensor(Stack(lead), tuple(picked), lead + node.dims[len(op.lead) :], node.code)
+    return node.like(Stack(lead), tuple(picked), lead + node.dims[len(op.lead) :], node.code)
 
 
-def _within_one(node: LazyTensor, dim: int, box: Box) -> tuple[LazyTensor, Box] | None:
+def _within_one(node: N, dim: int, box: Box) -> tuple[N, Box] | None:
     """A slice that stays inside one input of a concat is a slice of that input."""
     axis, low = box[dim], 0
     if not axis:
@@ -99,11 +100,11 @@ def _within_one(node: LazyTensor, dim: int, box: Box) -> tuple[LazyTensor, Box] 
     return None
 
 
-def _slice(op: Slice, inputs: Inputs, dims: Dims) -> LazyTensor | None:
+def _slice(op: Slice, inputs: tuple[N, ...], dims: Dims) -> N | None:
     return slice_(inputs[0], op.box, op.drop)
 
 
-def _stack(op: Stack, inputs: Inputs, dims: Dims) -> LazyTensor | None:
+def _stack(op: Stack, inputs: tuple[N, ...], dims: Dims) -> N | None:
     """A stack of x[0], x[1], … to the end is x; a stack of equal permutes is a permute of the stack."""
     first = inputs[0].op
     n = len(op.lead)
@@ -122,7 +123,7 @@ def _stack(op: Stack, inputs: Inputs, dims: Dims) -> LazyTensor | None:
     return None
 
 
-def _picks_all(inputs: Inputs, source: LazyTensor, lead: Dims, order: tuple[int, ...]) -> bool:
+def _picks_all(inputs: tuple[N, ...], source: N, lead: Dims, order: tuple[int, ...]) -> bool:
     """Whether the inputs are the slices of `source` at every index of the axes `order`, row-major."""
     first = inputs[0].op
     assert isinstance(first, Slice)
@@ -137,10 +138,10 @@ def _picks_all(inputs: Inputs, source: LazyTensor, lead: Dims, order: tuple[int,
     return True
 
 
-def _concat(op: Concat, inputs: Inputs, dims: Dims) -> LazyTensor | None:
+def _concat(op: Concat, inputs: tuple[N, ...], dims: Dims) -> N | None:
     """One input is itself; nested concats are flat; slices that fill a tensor are that tensor; permutes go outside."""
     dim = op.dim
-    flat: list[LazyTensor] = []
+    flat: list[N] = []
     for node in inputs:
         flat.extend(node.inputs if isinstance(node.op, Concat) and node.op.dim == dim else (node,))
     if len(flat) == 1:
@@ -163,11 +164,11 @@ def _concat(op: Concat, inputs: Inputs, dims: Dims) -> LazyTensor | None:
             if at == source.dims[dim]:
                 return source
     if len(flat) != len(inputs):
-        return LazyTensor(op, tuple(flat), dims, flat[0].code)
+        return flat[0].like(op, tuple(flat), dims, flat[0].code)
     return None
 
 
-def _permute(op: Permute, inputs: Inputs, dims: Dims) -> LazyTensor | None:
+def _permute(op: Permute, inputs: tuple[N, ...], dims: Dims) -> N | None:
     """Permutes compose; the identity vanishes."""
     (node,) = inputs
     if op.dims == tuple(range(node.ndim)):
@@ -177,7 +178,7 @@ def _permute(op: Permute, inputs: Inputs, dims: Dims) -> LazyTensor | None:
     return None
 
 
-def _reshape(op: Reshape, inputs: Inputs, dims: Dims) -> LazyTensor | None:
+def _reshape(op: Reshape, inputs: tuple[N, ...], dims: Dims) -> N | None:
     """Only the last of several reshapes counts; the identity vanishes."""
     (node,) = inputs
     if op.shape == node.dims:
@@ -187,7 +188,7 @@ def _reshape(op: Reshape, inputs: Inputs, dims: Dims) -> LazyTensor | None:
     return None
 
 
-def _take(op: Take, inputs: Inputs, dims: Dims) -> LazyTensor | None:
+def _take(op: Take, inputs: tuple[N, ...], dims: Dims) -> N | None:
     """Evenly rising indices are a slice."""
     (node,) = inputs
     at = op.indices
@@ -198,16 +199,16 @@ def _take(op: Take, inputs: Inputs, dims: Dims) -> LazyTensor | None:
     return None
 
 
-def _cast(op: Cast, inputs: Inputs, dims: Dims) -> LazyTensor | None:
+def _cast(op: Cast, inputs: tuple[N, ...], dims: Dims) -> N | None:
     return inputs[0] if inputs[0].code == op.code else None
 
 
-def _agree(op: Agree, inputs: Inputs, dims: Dims) -> LazyTensor | None:
+def _agree(op: Agree, inputs: tuple[N, ...], dims: Dims) -> N | None:
     """A tensor agrees with itself."""
     return inputs[0] if all(node is inputs[0] for node in inputs) else None
 
 
-RULES: dict[type[Op], Callable[..., LazyTensor | None]] = {
+RULES: dict[type[Op], Callable[..., Any]] = {
     Slice: _slice,
     Stack: _stack,
     Concat: _concat,
@@ -219,7 +220,7 @@ RULES: dict[type[Op], Callable[..., LazyTensor | None]] = {
 }
 
 
-def stack(tensors: Inputs, dim: int = 0) -> LazyTensor:
+def stack(tensors: tuple[N, ...], dim: int = 0) -> N:
     """Tensors of one shape along a new axis `dim`."""
     result = build(Stack((len(tensors),)), tensors)
     if not -result.ndim <= dim < result.ndim:
@@ -229,7 +230,7 @@ def stack(tensors: Inputs, dim: int = 0) -> LazyTensor:
     return build(Permute(tuple(order)), (result,))
 
 
-def concat(tensors: Inputs, dim: int = 0) -> LazyTensor:
+def concat(tensors: tuple[N, ...], dim: int = 0) -> N:
     """Tensors end to end along axis `dim`."""
     ndim = tensors[0].ndim if tensors else 0
     if tensors and not -ndim <= dim < ndim:
@@ -237,7 +238,12 @@ def concat(tensors: Inputs, dim: int = 0) -> LazyTensor:
     return build(Concat(dim % max(ndim, 1)), tensors)
 
 
-def reshape(node: LazyTensor, shape: Iterable[int]) -> LazyTensor:
+def cast(node: N, code: str) -> N:
+    """The node in another dtype."""
+    return build(Cast(code), (node,))
+
+
+def reshape(node: N, shape: Iterable[int]) -> N:
     """The same elements under another shape; one size may be -1."""
     sizes = tuple(shape)
     if sizes.count(-1) == 1:

@@ -12,7 +12,6 @@ from .pattern import parse_axes, parse_key
 from .registry import all_layouts, get, names, register, resolve
 from .rewriting import apply
 from .rule import Layout, LoraNames, Rule
-from .spread import spread_experts
 
 __all__ = [
     "GENERATIONS",
@@ -33,5 +32,4 @@ __all__ = [
     "parse_key",
     "register",
     "resolve",
-    "spread_experts",
 ]

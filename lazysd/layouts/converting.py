@@ -7,7 +7,7 @@ from math import sqrt
 
 from ..errors import LayoutError
 from ..graph.building import many_nodes
-from ..graph.node import LazyTensor
+from ..tensor.lazy import LazyTensor
 from .adapter import Adapted, AdapterConfig, Scaled, adapter_config_for, expert_modules, parameter_name
 from .pattern import parse_axes, parse_key
 from .rewriting import apply, check_passing

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 
 from ..errors import LayoutError
-from ..graph.node import LazyTensor
+from ..tensor.lazy import LazyTensor
 from .adapter import AdapterConfig
 from .generation import decide
 from .lora import GENERATIONS

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from ..errors import LayoutError
-from ..graph.node import LazyTensor
+from ..tensor.lazy import LazyTensor
 from .adapter import AdapterConfig, parameter_name
 from .converting import NO_ADAPTER, wrapped_modules
 from .lora import GENERATIONS

@@ -8,9 +8,9 @@ from functools import cache
 from itertools import product
 from math import prod
 
-from ..graph.node import LazyTensor
 from ..graph.ops import Permute, Reshape, Slice, Stack
 from ..graph.rewrite import build
+from ..tensor.lazy import LazyTensor
 
 _FIELD = re.compile(r"\{(\w+)(?::([^{}]+))?\}")
 

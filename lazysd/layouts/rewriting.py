@@ -11,9 +11,9 @@ from typing import NoReturn
 from ..errors import LayoutError, MissingExpertsError
 from ..graph.compute import Agree
 from ..graph.leaves import Full
-from ..graph.node import LazyTensor
 from ..graph.ops import Stack
 from ..graph.rewrite import build
+from ..tensor.lazy import LazyTensor
 from .pattern import KeyTemplate, Side, rearrange
 from .rule import End, Layout, Rule
 

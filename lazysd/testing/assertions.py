@@ -10,8 +10,8 @@ from unittest.mock import patch
 import torch
 
 from .. import dtypes
-from ..graph.node import LazyTensor
-from ..storage.reader import SourceFile
+from ..stores.local import SourceFile
+from ..tensor.lazy import LazyTensor
 
 T = TypeVar("T")
 Convert = Callable[[dict[str, Any]], Mapping[str, Any]]

@@ -16,8 +16,8 @@ from hypothesis import strategies as st
 
 from .. import dtypes
 from ..graph.leaves import FileRange, InMemory
-from ..graph.node import LazyTensor
 from ..graph.rewrite import concat, stack
+from ..tensor.lazy import LazyTensor
 
 CODES = ("BF16", "F16", "F32", "F64", "I8", "I16", "I32", "I64", "U8", "BOOL", "F8_E4M3", "F8_E5M2", "F8_E8M0")
 CASTABLE = ("BF16", "F16", "F32", "F64", "F8_E4M3", "F8_E5M2")

@@ -19,7 +19,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import lazysd
-from lazysd.storage.reader import SourceFile
+from lazysd.stores.local import SourceFile
 from lazysd.testing import assert_same_bytes, checkpoints, recorded_reads
 from lazysd.testing.assertions import merged
 

@@ -14,7 +14,7 @@ from lazysd import dtypes
 from lazysd.graph.base import pieces
 from lazysd.graph.boxes import box_dims, full_box, row_major
 from lazysd.graph.leaves import FileRange
-from lazysd.graph.node import LazyTensor
+from lazysd.tensor.lazy import LazyTensor
 from lazysd.testing import Drawn, lazy_tensors, slices
 from lazysd.testing.assertions import bits_of, merged
 from lazysd.testing.graphs import CASTABLE, CODES, leaf, leaves, random_bits

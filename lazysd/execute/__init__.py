@@ -1,1 +1,0 @@
-"""Moving data: which bytes, the one mover, lanes to devices, plans, saves and comparisons."""

@@ -1,0 +1,1 @@
+"""safetensors: strict headers, shard indexes."""

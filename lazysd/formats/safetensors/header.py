@@ -1,0 +1,244 @@
+"""The header of a safetensors file: a strict parser that keeps byte offsets, and its inverse.
+
+Source: the safetensors format (8 bytes little-endian length, JSON, data without holes). We refuse what safetensors 0.8
+lets through and two readers could understand differently: repeated names and entries written as lists.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import struct
+from collections.abc import Iterable, Mapping
+from functools import lru_cache
+from typing import Any, NamedTuple
+
+from ...dtypes import DTYPES
+from ...errors import FormatError
+from ...stores.strict_json import check_regular, open_regular, parse_json, read_at, refuse_foreign, repeated, show
+
+MAX_HEADER_NBYTES = 100_000_000  # the limit of safetensors itself
+_LIMIT = 2**63  # sizes and offsets stay below: what a file offset can express
+_FIELDS = {"dtype", "shape", "data_offsets"}
+_METADATA = "__metadata__"
+_AGAIN = "the file is damaged or its writer is: fetch or write it again"
+
+
+class Entry(NamedTuple):
+    """One tensor of a file."""
+
+    code: str  # the safetensors dtype code, a key of DTYPES
+    shape: tuple[int, ...]
+    start: int  # absolute byte range [start, stop) in the file
+    stop: int
+
+
+class Header(NamedTuple):
+    """What a safetensors file says about itself."""
+
+    entries: dict[str, Entry]  # in the order of the data
+    metadata: dict[str, str]
+    data_start: int  # absolute offset of the first byte after the header
+
+
+def read_header(path: str | os.PathLike[str], fd: int | None = None) -> Header:
+    """Read and check the header of a safetensors file; reads no tensor data.
+
+    Args:
+        path: the file; only named in messages where `fd` is given.
+        fd: an open descriptor of the file; its position is neither used nor moved, and it stays open.
+
+    Returns:
+        Every tensor with its absolute byte range. The ranges are disjoint and cover the file to its last byte.
+
+    Raises:
+        FormatError: anything the format does not allow, with the tensor and what was expected and found.
+        UnsupportedCheckpointError: a pickle, GGUF, Git LFS pointer, HDF5, numpy or gzip file.
+        MissingShardError, ReadError: absent, or not readable.
+    """
+    if fd is None:
+        fd = open_regular(path)
+        try:
+            return read_header(path, fd)
+        finally:
+            os.close(fd)
+    status = os.fstat(fd)
+    check_regular(path, status.st_mode)
+    try:
+        raw = _read_raw(fd, status.st_size, path)
+        top = parse_json(raw, tuple)  # objects become tuples of pairs, at the speed of C; JSON lists stay lists
+        return _build(top, 8 + len(raw), status.st_size)
+    except FormatError as error:
+        raise FormatError(f"cannot read {path}: {error}; {_AGAIN}") from None
+
+
+def _read_raw(fd: int, file_nbytes: int, path: str | os.PathLike[str]) -> bytes:
+    """The JSON bytes. Nothing is allocated by a claimed size before it is held against the real one."""
+    head = read_at(fd, min(file_nbytes, 64), 0, path)
+    nbytes = int.from_bytes(head[:8], "little")
+    fits = len(head) >= 8 and nbytes <= min(file_nbytes - 8, MAX_HEADER_NBYTES)
+    # The length of a header of 640 bytes is also how a pickle begins: what can be a header is never taken for one.
+    if not fits or (head[8:9] != b"{" and head[:1] != b"\x80"):
+        refuse_foreign(head, path)
+    if file_nbytes < 8:
+        raise FormatError(f"expected at least the 8 bytes of the header length, found {file_nbytes}")
+    if nbytes > MAX_HEADER_NBYTES:
+        raise FormatError(f"expected a header of at most {MAX_HEADER_NBYTES} bytes, found a length of {nbytes}")
+    if not fits:
+        raise FormatError(f"truncated: expected a header of {nbytes} bytes, found {file_nbytes - 8} after its length")
+    raw = read_at(fd, nbytes, 8, path)
+    if not raw.startswith(b"{"):
+        raise FormatError(f"expected a header that starts with '{{', found {raw[:8]!r}")
+    return raw
+
+
+def _build(top: tuple[tuple[str, Any], ...], data_start: int, file_nbytes: int) -> Header:
+    metadata: dict[str, str] = {}
+    found: list[tuple[int, int, str, Entry]] = []
+    for key, fields in top:
+        if key == _METADATA:
+            metadata = _metadata(fields)
+        else:
+            entry = _entry(key, fields, data_start)
+            found.append((entry.start, entry.stop, key, entry))
+    if len({key for key, _ in top}) != len(top):
+        raise FormatError(f"tensor {show(repeated(top))}: expected once, found twice")
+    found.sort()
+    end, previous = data_start, ""
+    for start, stop, key, _ in found:
+        if start != end:
+            what, amount = ("an overlap", end - start) if start < end else ("a hole", start - end)
+            after = f"tensor {show(previous)}" if previous else "the header"
+            raise FormatError(
+                f"tensor {show(key)}: expected data_offsets to begin at {end - data_start}, right after {after}, "
+                f"found {start - data_start}: {what} of {amount} bytes"
+            )
+        end, previous = stop, key
+    if end > file_nbytes:
+        raise FormatError(
+            f"truncated: expected {end} bytes, found {file_nbytes}, {end - file_nbytes} bytes are missing"
+        )
+    if end < file_nbytes:
+        raise FormatError(f"padded: expected {end} bytes, found {file_nbytes}, {file_nbytes - end} bytes are extra")
+    return Header({key: entry for _, _, key, entry in found}, metadata, data_start)
+
+
+def _entry(key: str, fields: Any, data_start: int) -> Entry:
+    try:
+        if type(fields) is not tuple:
+            raise FormatError(f"expected an object with dtype, shape and data_offsets, found {show(fields)}")
+        named = dict(fields)
+        if len(fields) != 3 or named.keys() != _FIELDS:
+            raise _wrong_fields(fields, named)
+        shape, offsets = named["shape"], named["data_offsets"]
+        _check_sizes("shape", shape)
+        _check_sizes("data_offsets", offsets)
+        if len(offsets) != 2 or offsets[0] > offsets[1]:
+            raise FormatError(f"expected data_offsets [begin, end] with begin <= end, found {show(offsets)}")
+        start, stop = offsets
+        if type(named["dtype"]) is not str:
+            raise FormatError(f"expected dtype to be a string, found {show(named['dtype'])}")
+        code, shape, nbytes = _sized(named["dtype"], tuple(shape))
+        if stop - start != nbytes:
+            what = f"{code} of shape {show(list(shape))}"
+            raise FormatError(f"expected {nbytes} bytes for {what}, found {stop - start} in data_offsets")
+    except FormatError as error:
+        raise FormatError(f"tensor {show(key)}: {error}") from None
+    return Entry(code, shape, data_start + start, data_start + stop)
+
+
+def _wrong_fields(fields: tuple[tuple[str, Any], ...], named: dict[str, Any]) -> FormatError:
+    if len(named) != len(fields):
+        return FormatError(f"the field {show(repeated(fields))} is given twice")
+    names = ", ".join(show(name) for name in list(named)[:5]) or "none"
+    return FormatError(f"expected the fields dtype, shape and data_offsets and no others, found {names}")
+
+
+def _check_sizes(name: str, sizes: Any) -> None:
+    """Whole numbers only: to Python True == 1 == 1.0, so the type is checked and not the value."""
+    if type(sizes) is not list:
+        raise FormatError(f"expected {name} to be a list, found {show(sizes)}")
+    for size in sizes:
+        if type(size) is not int or not 0 <= size < _LIMIT:
+            raise FormatError(f"expected {name} of whole numbers from 0 to 2**63 - 1, found {show(size)}")
+
+
+@lru_cache(maxsize=4096)
+def _sized(code: str, shape: tuple[int, ...]) -> tuple[str, tuple[int, ...], int]:
+    """(code, shape, bytes). A checkpoint has few different shapes: the cache makes its tensors share the tuples."""
+    if code not in DTYPES:
+        raise FormatError(f"expected a dtype among {', '.join(DTYPES)}, found {show(code)}")
+    bits, empty = DTYPES[code].bits, False
+    for size in shape:
+        empty |= size == 0
+        bits *= size or 1  # numpy and torch refuse such shapes also where a zero makes them empty
+        if bits >= 8 * _LIMIT:
+            raise FormatError(f"expected fewer than 2**63 bytes, found shape {show(list(shape))}, which overflows")
+    if empty:
+        return DTYPES[code].code, shape, 0
+    if bits % 8:
+        raise FormatError(f"expected whole bytes, found {bits} bits for {code} of shape {show(list(shape))}")
+    return DTYPES[code].code, shape, bits // 8
+
+
+def _metadata(fields: Any) -> dict[str, str]:
+    if type(fields) is not tuple:
+        raise FormatError(f"{_METADATA}: expected an object of strings, found {show(fields)}")
+    metadata: dict[str, str] = dict(fields)
+    if len(metadata) != len(fields):
+        raise FormatError(f"{_METADATA}: the field {show(repeated(fields))} is given twice")
+    for name, text in metadata.items():
+        if type(text) is not str:
+            raise FormatError(f"{_METADATA}: expected a string for {show(name)}, found {show(text)}")
+    return metadata
+
+
+def format_header(
+    tensors: Iterable[tuple[str, str, tuple[int, ...]]], metadata: Mapping[str, str]
+) -> tuple[bytes, list[int]]:
+    """Write the header of a file that holds `tensors` one after the other.
+
+    >>> header, offsets = format_header([("a", "F32", (2, 3)), ("b", "U8", (5,))], {"format": "pt"})
+    >>> len(header) % 8, [offset - len(header) for offset in offsets]
+    (0, [0, 24])
+
+    Args:
+        tensors: (key, safetensors code, shape) in the order of the data. Wide dtypes first keeps every tensor aligned.
+        metadata: the file's `__metadata__`; left out where empty.
+
+    Returns:
+        The 8 length bytes and the JSON, padded with spaces so that the data starts at a multiple of 8; and the
+        absolute offset of every tensor, in the order given.
+
+    Raises:
+        FormatError: a key twice or not writable, an unknown code, metadata that is not text, more than 100 MB.
+    """
+    fields: dict[str, Any] = {}
+    starts: list[int] = []
+    if metadata:
+        fields[_METADATA] = _metadata(tuple(metadata.items()))
+    end = 0
+    for key, code, shape in tensors:
+        if key in fields or key == _METADATA:
+            reason = "the name is reserved for metadata" if key == _METADATA else "the key is given twice"
+            raise FormatError(f"cannot write tensor {show(key)}: {reason}; rename or leave out one of them")
+        try:
+            _check_sizes("shape", list(shape))
+            _, _, nbytes = _sized(code, tuple(shape))
+        except FormatError as error:
+            raise FormatError(f"cannot write tensor {show(key)}: {error}") from None
+        fields[key] = {"dtype": code, "shape": list(shape), "data_offsets": [end, end + nbytes]}
+        starts.append(end)
+        end += nbytes
+    try:
+        text = json.dumps(fields, ensure_ascii=False, separators=(",", ":")).encode("utf-8")
+    except UnicodeEncodeError as error:
+        around = error.object[max(0, error.start - 20) : error.start + 20]
+        raise FormatError(f"cannot write the header: a name holds a lone surrogate near {show(around)}") from None
+    text += b" " * (-len(text) % 8)
+    if len(text) > MAX_HEADER_NBYTES:
+        raise FormatError(
+            f"cannot write a header of {len(text)} bytes: at most {MAX_HEADER_NBYTES} are allowed; use smaller shards"
+        )
+    data_start = 8 + len(text)
+    return struct.pack("<Q", len(text)) + text, [data_start + start for start in starts]

@@ -1,0 +1,150 @@
+"""load_into: fill a module from a checkpoint, each parameter in its place, nothing beside it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any, NamedTuple
+
+import torch
+from torch import nn
+
+from .tensor.lazy import LazyTensor
+
+
+class LoadReport(NamedTuple):
+    """What did not match, as torch's load_state_dict reports it, and what still has no data."""
+
+    missing_keys: list[str]
+    unexpected_keys: list[str]
+    left_on_meta: list[str]  # parameters and buffers that no checkpoint held; compute them before a forward pass
+
+
+class _Place(NamedTuple):
+    """Where a module keeps a parameter or buffer."""
+
+    table: dict[str, torch.Tensor | None]  # module._parameters or module._buffers
+    name: str
+    key: str
+    is_saved: bool  # part of the state dict: not a non-persistent buffer
+
+
+def load_into(module: nn.Module, ckpt: Mapping[str, Any], device: Any = None, strict: bool = True) -> LoadReport:
+    """Fill a module's parameters and buffers from lazy tensors, in the checkpoint's order, in place.
+
+    Reads every tensor once, straight into its parameter: host memory grows by the module and a scratch block. A
+    parameter keeps its dtype (values are cast on the way), its requires_grad and its ties; on the meta device it is
+    replaced by one with memory. Of DTensor parameters only this rank's part is read. Keys and shapes are checked before
+    the first byte moves.
+
+    >>> import torch, lazysd
+    >>> with torch.device("meta"):
+    ...     module = torch.nn.Linear(3, 2, bias=False)
+    >>> lazysd.load_into(module, {"weight": lazysd.from_torch(torch.ones(2, 3))})
+    LoadReport(missing_keys=[], unexpected_keys=[], left_on_meta=[])
+    >>> module.weight.sum().item()
+    6.0
+
+    Args:
+        module: any module; build large ones under `torch.device("meta")`.
+        ckpt: a Checkpoint (or mapping of lazy tensors) with the module's keys; convert it first where they differ.
+        device: where parameters end up. None leaves them where they are, and puts those on meta on the CPU.
+        strict: raise where keys are missing or unexpected, instead of reporting them.
+
+    Returns:
+        LoadReport. A tied parameter is missing only if none of its names is in the checkpoint.
+
+    Raises:
+        RuntimeError: missing or unexpected keys (strict), or shapes that differ, in torch's words; nothing has moved.
+    """
+    places = list(_places(module))
+    by_key = {place.key: place for place in places if place.is_saved}
+    wanted = {key: ckpt[key] for key in ckpt if key in by_key}
+    filled = {id(_held(by_key[key])) for key in wanted}
+    missing = [key for key, place in by_key.items() if key not in wanted and id(_held(place)) not in filled]
+    unexpected = [key for key in ckpt if key not in by_key]
+    _check(module, by_key, wanted, missing if strict else [], unexpected if strict else [])
+
+    replaced = _allocate(places, filled, None if device is None else torch.device(device))
+    for key, node in wanted.items():
+        place = by_key[key]
+        target = replaced.get(id(_held(place)), _held(place))
+        if isinstance(node, LazyTensor):
+            node.materialize(out=target)
+        else:
+            with torch.no_grad():
+                target.copy_(node)
+    for place in places:  # last: a failed read leaves no parameter without data
+        place.table[place.name] = replaced.get(id(_held(place)), _held(place))
+    left = [place.key for place in places if _held(place).is_meta]
+    return LoadReport(missing, unexpected, left)
+
+
+def _places(module: nn.Module) -> Iterator[_Place]:
+    """Every place that holds a tensor, in the order of state_dict(); tied tensors have several."""
+    for prefix, owner in module.named_modules(remove_duplicate=False):
+        dot = f"{prefix}." if prefix else ""
+        volatile = owner._non_persistent_buffers_set
+        for table in (owner._parameters, owner._buffers):
+            for name, tensor in table.items():
+                if tensor is not None:
+                    saved = table is owner._parameters or name not in volatile
+                    yield _Place(table, name, dot + name, saved)
+
+
+def _held(place: _Place) -> torch.Tensor:
+    tensor = place.table[place.name]
+    assert tensor is not None
+    return tensor
+
+
+def _check(
+    module: nn.Module,
+    by_key: Mapping[str, _Place],
+    wanted: Mapping[str, Any],
+    missing: list[str],
+    unexpected: list[str],
+) -> None:
+    problems = []
+    for what, keys in (("Missing", missing), ("Unexpected", unexpected)):
+        if keys:
+            names = ", ".join(f'"{key}"' for key in keys)
+            problems.append(f"{what} key(s) in state_dict: {names}. ")
+    for key, node in wanted.items():
+        expected = _held(by_key[key]).shape
+        if tuple(node.shape) != tuple(expected):
+            problems.append(
+                f"size mismatch for {key}: copying a param with shape {torch.Size(node.shape)} from checkpoint, "
+                f"the shape in current model is {expected}."
+            )
+    if problems:
+        lines = "\n\t".join(problems)
+        raise RuntimeError(f"Error(s) in loading state_dict for {type(module).__name__}:\n\t{lines}")
+
+
+def _allocate(places: list[_Place], filled: set[int], device: torch.device | None) -> dict[int, torch.Tensor]:
+    """Tensors with memory on `device` for those that lack it: id of the old one -> the new one."""
+    replaced: dict[int, torch.Tensor] = {}
+    for place in places:
+        old = _held(place)
+        is_filled = id(old) in filled
+        if id(old) in replaced or (old.is_meta and not is_filled):
+            continue
+        goal = device or (torch.device("cpu") if old.is_meta else old.device)
+        if old.device == goal or goal == torch.device(old.device.type):  # "cuda" is any of them
+            continue
+        with torch.no_grad():
+            new = torch.empty_like(old, device=goal) if is_filled else old.detach().to(goal)
+        replaced[id(old)] = _like(old, new)
+    return replaced
+
+
+def _like(old: torch.Tensor, new: torch.Tensor) -> torch.Tensor:
+    """`new` as the kind of tensor that `old` is: a parameter with its attributes, or a plain buffer."""
+    if not isinstance(old, nn.Parameter):
+        return new
+    plain = type(new) is torch.Tensor
+    made = torch.Tensor._make_subclass(type(old), new, old.requires_grad) if plain else nn.Parameter(new)
+    made.requires_grad_(old.requires_grad)
+    if plain:
+        made.__dict__.update(old.__dict__)
+    return made

@@ -1,0 +1,1 @@
+"""Lazy tensors on a DeviceMesh."""

@@ -1,0 +1,1 @@
+"""Moving data: which bytes, the one mover, lanes to devices."""

@@ -1,0 +1,86 @@
+"""How work is cut up: tiles whose source bytes are read in one go, pieces joined where they share source rows."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from math import prod
+
+from ..graph.base import Piece, pieces
+from ..graph.boxes import Box, box_dims, row_major, tiles
+from ..graph.compute import Computed
+from ..graph.leaves import FileRange
+from ..graph.node import Node
+from .blocks import run_of
+
+
+def is_gappy(wanted: Iterable[Piece], exact: bool = False) -> bool:
+    """Whether some leaf's bytes lie between others that are not wanted, closely enough to be read along."""
+    for piece in wanted:
+        if isinstance(piece.node.op, FileRange):
+            run = run_of(piece.box, piece.node.dims, piece.node.itemsize, exact)
+            if run.hull * run.num_hulls > prod(box_dims(piece.box)):
+                return True
+    return False
+
+
+def pieces_of(node: Node, box: Box, offset: int = 0) -> list[Piece]:
+    """The pieces that fill a row-major destination with a box."""
+    return list(pieces(node, box, offset, row_major(box_dims(box))))
+
+
+def tile_limit(node: Node, box: Box, preferred_nbytes: int, most_nbytes: int) -> int:
+    """Bytes a tile of this box should have: the preferred size, unless that cuts through rows of the source.
+
+    A transposed expert is read as whole rows of the source, so it stays in one tile as long as `most_nbytes` allows.
+    """
+    itemsize = node.itemsize
+    nbytes = itemsize * prod(box_dims(box))
+    if nbytes <= preferred_nbytes:
+        return preferred_nbytes
+    limits = [preferred_nbytes]
+    for axis in box:  # one index of the outermost axes at a time: an expert, then finer
+        if len(axis) > 1:
+            limits.append(nbytes // len(axis))
+            break
+    limits.append(nbytes)
+    for limit in sorted(limit for limit in limits if preferred_nbytes <= limit <= most_nbytes):
+        if not is_gappy(pieces_of(node, next(tiles(box, itemsize, limit)))):
+            return limit
+    return min(preferred_nbytes, most_nbytes) if is_gappy(pieces_of(node, box)) else min(most_nbytes, nbytes)
+
+
+def glue(wanted: Iterable[Piece]) -> list[Piece]:
+    """Join neighbouring pieces of one leaf that also neighbour each other in the destination.
+
+    Gate and up of one expert are alternate stretches of the same source rows; glued, they are read once.
+    """
+    joined: list[Piece] = []
+    for piece in wanted:
+        while joined and (both := _join(joined[-1], piece)) is not None:
+            joined.pop()
+            piece = both
+        joined.append(piece)
+    return joined
+
+
+def _join(first: Piece, second: Piece) -> Piece | None:
+    if first.node is not second.node or isinstance(first.node.op, Computed):
+        return None
+    different = [k for k, (a, b) in enumerate(zip(first.box, second.box, strict=True)) if a != b]
+    if len(different) != 1:
+        return None
+    (k,) = different
+    a, b = first.box[k], second.box[k]
+    if a.step != 1 or b.step != 1 or a.stop != b.start:
+        return None
+    stride = first.strides[k] if len(a) > 1 else second.strides[k] if len(b) > 1 else second.offset - first.offset
+    if second.offset != first.offset + len(a) * stride:
+        return None
+    for n, axis in enumerate(first.box):
+        alike = first.strides[n] == second.strides[n]
+        if n == k:
+            alike = (len(a) == 1 or first.strides[k] == stride) and (len(b) == 1 or second.strides[k] == stride)
+        if not alike and len(axis) > 1:
+            return None
+    box = (*first.box[:k], range(a.start, b.stop), *first.box[k + 1 :])
+    return Piece(first.node, box, first.offset, (*first.strides[:k], stride, *first.strides[k + 1 :]))

@@ -1,0 +1,1 @@
+"""Saving: jobs, the plan and its proof, carrying it out."""

@@ -1,0 +1,231 @@
+"""The work of a save: tensors laid out over shards, shards cut into jobs that fit a worker's buffer."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from math import prod
+from typing import Any, NamedTuple
+
+from .._version import __version__
+from ..formats.safetensors.header import format_header
+from ..graph.base import Piece
+from ..graph.boxes import Box, box_dims, full_box, tiles
+from ..graph.leaves import FileRange, InMemory
+from ..graph.node import Node
+from ..move.materialize import source_ranges
+from ..move.tiling import glue, is_gappy, pieces_of, tile_limit
+
+PREFERRED_TILE_NBYTES = 8 << 20  # of output that one worker makes at a time, if the source's rows allow
+
+
+class Target(NamedTuple):
+    """A tensor of the output."""
+
+    key: str
+    node: Node
+    offset: int  # of its first byte in the shard file
+
+
+class Part(NamedTuple):
+    """A contiguous run of a target's bytes."""
+
+    target: Target
+    box: Box
+    nbytes: int
+
+
+Unit = list[tuple[str, Node]]  # tensors that share source bytes stay together
+
+
+class Job(NamedTuple):
+    """Parts that lie one after the other in a shard: filled into one buffer, written in one go."""
+
+    shard: int
+    parts: tuple[Part, ...]
+    offset: int  # of the first byte in the shard file
+    nbytes: int
+
+    def wanted(self, first: int = 0) -> list[Piece]:
+        """The pieces that fill the job's buffer, whose first byte is byte `first` of its storage; glued where possible.
+
+        Parts of a job have one dtype, and `first` is a multiple of its size.
+        """
+        found: list[Piece] = []
+        at = first
+        for part in self.parts:
+            found.extend(pieces_of(part.target.node, part.box, at // part.target.node.itemsize))
+            at += part.nbytes
+        return glue(found)
+
+
+@dataclass(frozen=True)
+class Shard:
+    """A file of the output."""
+
+    name: str
+    header: bytes
+    units: tuple[tuple[Target, ...], ...]  # targets that share source bytes stay together
+    nbytes: int  # of the whole file
+
+    @property
+    def targets(self) -> list[Target]:
+        """The tensors of the shard in file order."""
+        return [target for unit in self.units for target in unit]
+
+
+def lay_out(units: Iterable[Unit], shard_nbytes: int, metadata: Mapping[str, str], stem: str) -> list[Shard]:
+    """Tensors to shards: in order, never cutting between tensors that share source bytes unless they must be."""
+    groups: list[list[list[tuple[str, Node]]]] = [[]]
+    room = shard_nbytes
+    for unit in units:
+        nbytes = sum(node.nbytes for _, node in unit)
+        for part in [unit] if nbytes <= shard_nbytes else [[item] for item in unit]:
+            nbytes = sum(node.nbytes for _, node in part)
+            if nbytes > room and groups[-1]:
+                groups.append([])
+                room = shard_nbytes
+            groups[-1].append(part)
+            room -= nbytes
+    shards = []
+    for number, units in enumerate(groups, 1):
+        units.sort(key=lambda unit: -unit[0][1].itemsize)  # wide types first keeps every tensor aligned
+        table = [(key, node.code, node.dims) for unit in units for key, node in unit]
+        header, starts = format_header(table, metadata)
+        places = iter(starts)
+        laid = tuple(tuple(Target(key, node, next(places)) for key, node in unit) for unit in units)
+        name = f"{stem}.safetensors" if len(groups) == 1 else f"{stem}-{number:05d}-of-{len(groups):05d}.safetensors"
+        end = len(header) + sum(node.nbytes for unit in units for _, node in unit)
+        shards.append(Shard(name, header, laid, end))
+    return shards
+
+
+def units_of(tensors: Mapping[str, Node], show: Callable[[str, Node, list[Piece]], None]) -> Iterator[Unit]:
+    """Runs of neighbouring tensors that cut the same source rows, and single tensors; each is shown to `show`."""
+    unit: Unit = []
+    last: list[Piece] = []
+    end = 0
+    for key, node in tensors.items():
+        node.itemsize  # noqa: B018 - refuses dtypes that cannot be moved
+        found = pieces_of(node, full_box(node.dims))
+        show(key, node, found)
+        gappy = len(found) <= 4 and is_gappy(found)
+        if unit and gappy and last and node.code == unit[0][1].code:
+            moved = [piece._replace(offset=piece.offset + end) for piece in found]
+            if len(glue([*last, *moved])) < len(last) + len(moved):
+                unit.append((key, node))
+                last, end = glue([*last, *moved]), end + node.numel()
+                continue
+        if unit:
+            yield unit
+        unit, last, end = [(key, node)], found if gappy else [], node.numel()
+    if unit:
+        yield unit
+
+
+def unit_nbytes(unit: Iterable[Target]) -> int:
+    """Bytes of all of a unit."""
+    return sum(target.node.nbytes for target in unit)
+
+
+def natural_nbytes(unit: tuple[Target, ...]) -> int:
+    """Bytes of the smallest tile that reads rows of the source whole: a unit that shares them, an expert transposed."""
+    if len(unit) > 1:
+        return unit_nbytes(unit)
+    node = unit[0].node
+    return tile_limit(node, full_box(node.dims), min(PREFERRED_TILE_NBYTES, node.nbytes), node.nbytes)
+
+
+def jobs_of(number: int, shard: Shard, most_nbytes: int) -> Iterator[Job]:
+    """A shard's work: units that fit stay whole, larger tensors are tiled, small neighbours share a job."""
+    preferred = min(PREFERRED_TILE_NBYTES, most_nbytes)
+    parts: list[Part] = []
+    size = 0
+    for unit in shard.units:
+        together = unit_nbytes(unit) <= (most_nbytes if len(unit) > 1 else preferred)
+        for atom in [list(_whole(unit))] if together else ([tile] for tile in _tiled(unit, most_nbytes)):
+            nbytes = sum(part.nbytes for part in atom)
+            if parts and (size + nbytes > preferred or atom[0].target.node.code != parts[0].target.node.code):
+                yield _job(number, parts, size)
+                parts, size = [], 0
+            parts.extend(atom)
+            size += nbytes
+    if parts:
+        yield _job(number, parts, size)
+
+
+def reads_nbytes(wanted: list[Piece]) -> int:
+    """Bytes that filling the pieces reads. Without gaps that is their size, and no read needs to be listed."""
+    plain = all(isinstance(piece.node.op, (FileRange, InMemory)) for piece in wanted)
+    if plain and not is_gappy(wanted, exact=True):
+        found = (piece for piece in wanted if isinstance(piece.node.op, FileRange))
+        return sum(prod(box_dims(piece.box)) * piece.node.itemsize for piece in found)
+    return sum(nbytes for _, _, nbytes in source_ranges(wanted, exact=True))
+
+
+def _whole(unit: Iterable[Target]) -> Iterator[Part]:
+    return (Part(target, full_box(target.node.dims), target.node.nbytes) for target in unit)
+
+
+def _tiled(unit: Iterable[Target], most_nbytes: int) -> Iterator[Part]:
+    for target in unit:
+        node, box = target.node, full_box(target.node.dims)
+        limit = tile_limit(node, box, min(PREFERRED_TILE_NBYTES, most_nbytes), most_nbytes)
+        for tile in tiles(box, node.itemsize, limit):
+            yield Part(target, tile, node.itemsize * prod(box_dims(tile)))
+
+
+def _job(number: int, parts: list[Part], nbytes: int) -> Job:
+    first = parts[0]
+    pitch, at = first.target.node.itemsize, 0
+    for axis, size in zip(first.box, first.target.node.dims, strict=True):
+        at = at * size + (axis.start if len(axis) else 0)
+    return Job(number, tuple(parts), first.target.offset + at * pitch, nbytes)
+
+
+def digest(shards: Iterable[Shard]) -> str:
+    """A fingerprint of what the plan makes and from what: equal digests make equal files."""
+    shards = list(shards)
+    state = hashlib.sha256(f"lazysd {__version__}".encode())
+    for shard in shards:
+        state.update(f"|{shard.name}|{shard.nbytes}".encode())
+        state.update(shard.header)
+    for node, number, is_new in _nodes(shards):
+        state.update((_fingerprint(node) if is_new else f"={number}").encode("utf-8", "surrogateescape"))
+    return state.hexdigest()
+
+
+def source_files(shards: Iterable[Shard]) -> list[Any]:
+    """Every file that the shards are made from (stores.local.SourceFile)."""
+    return list(dict.fromkeys(node.op.file for node, _, _ in _nodes(shards) if isinstance(node.op, FileRange)))
+
+
+def reads_memory(shards: Iterable[Shard]) -> bool:
+    """Whether tensors in memory are among the sources: unlike a file, nothing tells that one has been written to."""
+    return any(isinstance(node.op, InMemory) for node, _, _ in _nodes(shards))
+
+
+def _nodes(shards: Iterable[Shard]) -> Iterator[tuple[Node, int, bool]]:
+    """Every node below the targets, in an order that only the graph decides: (node, number, whether it is new)."""
+    seen: dict[int, int] = {}
+    for shard in shards:
+        for target in shard.targets:
+            stack = [target.node]
+            while stack:
+                node = stack.pop()
+                is_new = id(node) not in seen
+                yield node, seen.setdefault(id(node), len(seen)), is_new
+                if is_new:
+                    stack.extend(node.inputs)
+
+
+def _fingerprint(node: Node) -> str:
+    op = node.op
+    if isinstance(op, FileRange):
+        source: Any = op.file
+        return f"{op.file.path}@{op.offset}{tuple(source.identity)}{node.code}{node.dims}"
+    if isinstance(op, InMemory):
+        return f"memory {id(op.tensor)} of process {os.getpid()} {node.code}{node.dims}"
+    return f"{op!r}{len(node.inputs)}"

@@ -1,0 +1,193 @@
+"""Plan: what a save would do, worked out and proved before any byte moves. No torch, no tensor data."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from math import prod
+from typing import Any
+
+from ..errors import LayoutError, MemoryBudgetError
+from ..graph.base import Piece
+from ..graph.boxes import Box, box_dims, covers_once
+from ..graph.building import many_nodes
+from ..graph.compute import Computed
+from ..graph.leaves import FileRange, InMemory
+from ..graph.node import Node
+from ..move import workers as crew
+from ..move.tiling import pieces_of
+from ..sizes import format_nbytes, parse_size
+from .jobs import PREFERRED_TILE_NBYTES, Job, Shard, jobs_of, lay_out, natural_nbytes, reads_nbytes, units_of
+
+SMALLEST_TILE_NBYTES = 64 << 10
+SCRATCH_NBYTES = 4 << 20  # blocks, their transposes and a thread, for each worker
+COMPUTE_NBYTES = 20 << 20  # float32 temporaries of a computed tile, for each worker
+BASE_NBYTES = 12 << 20  # the library itself, headers being parsed, the index being written
+NODE_NBYTES = 800  # what a tensor costs in Python objects: node, key, header entry, place in the plan
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A frozen description of a save. `str(plan)` for people, `as_dict()` for programs."""
+
+    shards: tuple[Shard, ...]
+    num_tensors: int
+    num_sources: int  # source tensors read
+    read_nbytes: int
+    write_nbytes: int  # files, headers included
+    tensor_nbytes: int
+    max_memory: int
+    workers: int  # that compute at a time
+    threads: int  # that carry it out, each with a buffer of its own; a spare one computes while another one writes
+    tile_nbytes: int  # the largest output buffer a worker may hold
+    peak_nbytes: int  # projected growth of the process
+    smallest_nbytes: int  # smallest feasible max_memory
+    lossy: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
+
+    def jobs_of(self, number: int) -> Iterator[Job]:
+        """The work of a shard, in file order."""
+        return jobs_of(number, self.shards[number], self.tile_nbytes)
+
+    def as_dict(self) -> dict[str, Any]:
+        """The plan for programs; sizes in bytes."""
+        return {
+            "tensors": self.num_tensors,
+            "source_tensors": self.num_sources,
+            "read_nbytes": self.read_nbytes,
+            "write_nbytes": self.write_nbytes,
+            "tensor_nbytes": self.tensor_nbytes,
+            "max_memory": self.max_memory,
+            "projected_peak_nbytes": self.peak_nbytes,
+            "smallest_max_memory": self.smallest_nbytes,
+            "workers": self.workers,
+            "lossy": list(self.lossy),
+            "notes": list(self.notes),
+            "shards": [{"name": s.name, "nbytes": s.nbytes, "tensors": len(s.targets)} for s in self.shards],
+        }
+
+    def __str__(self) -> str:
+        files = f"{len(self.shards)} file{'s' if len(self.shards) != 1 else ''}"
+        lines = [
+            f"read   {format_nbytes(self.read_nbytes)} of {self.num_sources} tensors",
+            f"write  {format_nbytes(self.write_nbytes)}: {self.num_tensors} tensors in {files}",
+            f"memory {format_nbytes(self.peak_nbytes)} projected, {format_nbytes(self.max_memory)} allowed, "
+            f"{format_nbytes(self.smallest_nbytes)} would do; {self.workers} worker{'s' if self.workers != 1 else ''}",
+            "lossy  " + ("; ".join(self.lossy) if self.lossy else "nothing: every bit can be converted back"),
+        ]
+        return "\n".join(lines + [f"note   {note}" for note in self.notes])
+
+
+def _crew(asked: int | None, wanted_nbytes: int, room_nbytes: int, extra_nbytes: int) -> tuple[int, int, int]:
+    """(workers, threads, bytes a buffer may have), so that every thread's buffer and extra fit the room.
+
+    A buffer of `wanted_nbytes` reads rows of the source whole. For that the spare thread goes first, then workers that
+    nobody asked for by number.
+    """
+    counts = [asked] if asked else range(crew.default_workers(), 0, -1)
+    for limit in (wanted_nbytes, SMALLEST_TILE_NBYTES):
+        for workers in counts:
+            for threads in (workers + 1, workers) if workers > 1 else (1,):
+                if (most := room_nbytes // threads - extra_nbytes) >= limit:
+                    return workers, threads, most
+        counts = range(asked or 1, 0, -1)
+    raise AssertionError("the smallest budget has been checked")
+
+
+@many_nodes()
+def make_plan(
+    tensors: Mapping[str, Node],
+    max_shard_size: int | str = "5GB",
+    max_memory: int | str = "128MB",
+    workers: int | None = None,
+    metadata: Mapping[str, str] | None = None,
+    stem: str = "model",
+) -> Plan:
+    """Lay out the shards, prove the coverage and fit the work into `max_memory`.
+
+    Raises:
+        MemoryBudgetError: less than the smallest feasible budget; the message names it.
+        LayoutError: a tensor that cannot be written.
+        ValueError: a size that cannot be read.
+    """
+    shard_nbytes, budget = parse_size(max_shard_size), parse_size(max_memory)
+    if workers is not None and workers < 1:
+        raise ValueError(f"workers must be at least 1, got {workers}")
+    proof = _Proof()
+    shards = lay_out(units_of(tensors, proof.add), shard_nbytes, {**(metadata or {}), "format": "pt"}, stem)
+    computed = COMPUTE_NBYTES if proof.computed else 0
+    base = BASE_NBYTES + NODE_NBYTES * (proof.num_leaves + len(tensors))
+    smallest = base + SCRATCH_NBYTES + computed + SMALLEST_TILE_NBYTES
+    if budget < smallest:
+        raise MemoryBudgetError(
+            f"max_memory {format_nbytes(budget)} is too little for {len(tensors)} tensors; "
+            f"the smallest that would do is {-(-smallest // 1_000_000)}MB"
+        )
+    wanted = max(PREFERRED_TILE_NBYTES, max((natural_nbytes(unit) for s in shards for unit in s.units), default=0))
+    num_workers, threads, most = _crew(workers, wanted, budget - base, SCRATCH_NBYTES + computed)
+    most = min(most, max(wanted, proof.largest_nbytes))
+    read_nbytes = biggest = 0
+    for number, shard in enumerate(shards):
+        for job in jobs_of(number, shard, most):
+            biggest = max(biggest, job.nbytes)
+            read_nbytes += reads_nbytes(job.wanted())
+    return Plan(
+        shards=tuple(shards),
+        num_tensors=len(tensors),
+        num_sources=proof.num_leaves,
+        read_nbytes=read_nbytes,
+        write_nbytes=sum(shard.nbytes for shard in shards),
+        tensor_nbytes=sum(node.nbytes for node in tensors.values()),
+        max_memory=budget,
+        workers=num_workers,
+        threads=threads,
+        tile_nbytes=most,
+        peak_nbytes=base + threads * (SCRATCH_NBYTES + computed + biggest),
+        smallest_nbytes=smallest,
+        lossy=tuple(f"{what} ({count} tensors)" for what, count in proof.lossy.items()),
+        notes=tuple(proof.notes()),
+    )
+
+
+class _Proof:
+    """Collects what every target consumes, and shows that each source element goes to exactly one place."""
+
+    def __init__(self) -> None:
+        self.boxes: dict[int, list[Box]] = {}
+        self.leaves: dict[int, Node] = {}
+        self.lossy: dict[str, int] = {}
+        self.computed = False
+        self.largest_nbytes = 0
+
+    @property
+    def num_leaves(self) -> int:
+        return len(self.leaves)
+
+    def add(self, key: str, node: Node, found: Iterable[Piece]) -> None:
+        self.largest_nbytes = max(self.largest_nbytes, node.nbytes)
+        count = sum(prod(box_dims(piece.box)) for piece in found)
+        if count != node.numel():
+            raise LayoutError(
+                f"{key}: {count} of {node.numel()} elements have a source; this is a bug in an op's route"
+            )
+        stack = list(found)
+        while stack:
+            piece = stack.pop()
+            op = piece.node.op
+            if isinstance(op, Computed):
+                self.computed = True
+                if what := op.lossy(piece.node):
+                    self.lossy[what] = self.lossy.get(what, 0) + 1
+                for operand, box in op.operands(piece.node, piece.box):
+                    stack.extend(pieces_of(operand, box))
+            elif isinstance(op, (FileRange, InMemory)):
+                self.leaves[id(piece.node)] = piece.node
+                self.boxes.setdefault(id(piece.node), []).append(piece.box)
+
+    def notes(self) -> Iterator[str]:
+        """What a reader should know about sources that are not consumed exactly once."""
+        partly = [
+            self.leaves[key] for key, boxes in self.boxes.items() if not covers_once(boxes, self.leaves[key].dims)
+        ]
+        if partly:
+            yield f"{len(partly)} source tensors are used in part, or more than once"

@@ -1,0 +1,1 @@
+"""Where bytes are: files read by offset, output folders and shard files."""

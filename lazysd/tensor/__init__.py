@@ -1,0 +1,1 @@
+"""LazyTensor as users hold it: methods, indexing, torch functions, cache."""
