@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
 from fnmatch import fnmatchcase
 from functools import cached_property
 from pathlib import Path
@@ -12,9 +13,11 @@ from typing import TYPE_CHECKING, Any
 
 from . import layouts
 from .errors import LayoutError, MissingTensorError
+from .facts import Facts
+from .nearest import did_you_mean
 from .sizes import format_nbytes
 from .tensor.lazy import LazyTensor
-from .tensor.wrapping import as_lazy
+from .tensor.wrapping import as_lazy, takes_key
 
 if TYPE_CHECKING:
     import torch
@@ -31,39 +34,23 @@ class Checkpoint(Mapping[str, LazyTensor]):
     files and reads no tensor data.
     """
 
-    def __init__(
-        self,
-        tensors: Mapping[str, LazyTensor],
-        *,
-        path: Path | None = None,
-        files: Iterable[SourceFile] = (),
-        config: dict[str, Any] | None = None,
-        metadata: dict[str, str] | None = None,
-        layout: str | None = None,
-        family: str | None = None,
-        side_files: Iterable[Path] = (),
-        json_files: Mapping[str, dict[str, Any]] | None = None,
-        adapter: layouts.AdapterConfig | None = None,
-    ):
+    def __init__(self, tensors: Mapping[str, LazyTensor], facts: Facts | None = None, **stated: Any):
+        """A checkpoint of these tensors.
+
+        Args:
+            tensors: key -> LazyTensor, in the order to keep.
+            facts: what is known beside them; nothing by default.
+            stated: single fields of Facts, e.g. config={"num_experts": 8}, put over `facts`.
+        """
         self._tensors = dict(tensors)
-        self.path = path
-        self.config = config
-        self.metadata = dict(metadata or {})
-        self.side_files = tuple(side_files)  # copied by a save as they are
-        self.json_files = dict(json_files or {})  # written by a save, instead of side files of the same name
-        self.adapter = adapter  # what adapter_config.json says, where there is one
-        self._files = tuple(files)
-        self._layout, self._family = layout, family
+        self.facts = replace(facts or Facts(), **stated)
 
     def __getitem__(self, key: str) -> LazyTensor:
         try:
             return self._tensors[key]
         except (KeyError, TypeError):
             pass
-        import difflib
-
-        close = difflib.get_close_matches(str(key), self._tensors, n=1) if len(self._tensors) <= 50_000 else []
-        hint = f"; did you mean {close[0]!r}?" if close else ""
+        hint = did_you_mean(key, self._tensors)
         raise MissingTensorError(f"no tensor {key!r} among the {len(self)} of {self.path or 'this checkpoint'}{hint}")
 
     def __contains__(self, key: object) -> bool:
@@ -82,42 +69,61 @@ class Checkpoint(Mapping[str, LazyTensor]):
 
     @cached_property
     def _detected(self) -> layouts.Layout | None:
-        if self._layout is not None and self._family is not None:
-            return layouts.get(self._layout, self._family)
-        return layouts.detect(self._tensors, self.config, self._family, self.adapter)
+        if self.facts.layout is not None and self.facts.family is not None:
+            return layouts.get(self.facts.layout, self.facts.family)
+        return layouts.detect(self._tensors, self.config, self.facts.family, self.facts.adapter)
 
     @property
     def layout(self) -> str | None:
         """The layout's name: given, or detected from keys. None where no key belongs to a known layout."""
-        return self._detected.name if self._detected else self._layout
+        return self._detected.name if self._detected else self.facts.layout
 
     @property
     def family(self) -> str | None:
         """The model family whose layout tables apply."""
-        return self._detected.family if self._detected else self._family
+        return self._detected.family if self._detected else self.facts.family
+
+    @property
+    def path(self) -> Path | None:
+        """The file or folder that was opened."""
+        return self.facts.path
 
     @property
     def files(self) -> tuple[SourceFile, ...]:
         """The source files that these tensors come from."""
-        return self._files
+        return self.facts.files
 
-    def _with(self, tensors: Mapping[str, LazyTensor], **changes: Any) -> Checkpoint:
-        keep: dict[str, Any] = {
-            "path": self.path,
-            "files": self._files,
-            "config": self.config,
-            "metadata": self.metadata,
-        }
-        keep |= {"side_files": self.side_files, "json_files": self.json_files, "adapter": self.adapter}
-        return Checkpoint(tensors, **{**keep, **changes})
+    @property
+    def config(self) -> dict[str, Any] | None:
+        """config.json, where there is one."""
+        return self.facts.config
+
+    @property
+    def metadata(self) -> Mapping[str, str]:
+        """`__metadata__` of the files."""
+        return self.facts.metadata
+
+    @property
+    def adapter(self) -> layouts.AdapterConfig | None:
+        """What adapter_config.json says, where there is one."""
+        return self.facts.adapter  # type: ignore[no-any-return]
+
+    @property
+    def remarks(self) -> tuple[str, ...]:
+        """What whoever uses the checkpoint should know, one sentence each."""
+        return self.facts.remarks
+
+    def like(self, tensors: Mapping[str, LazyTensor], **changes: Any) -> Checkpoint:
+        """Other tensors with the same facts, but for `changes` (fields of Facts). Reads nothing."""
+        return Checkpoint(tensors, self.facts, **changes)
 
     def select(self, *globs: str) -> Checkpoint:
         """The keys that match any of the patterns (`*`, `?`, `[..]`, as in file names), as a view."""
-        return self._with({k: t for k, t in self._tensors.items() if any(fnmatchcase(k, glob) for glob in globs)})
+        return self.like({k: t for k, t in self._tensors.items() if any(fnmatchcase(k, glob) for glob in globs)})
 
     def drop(self, *globs: str) -> Checkpoint:
         """The keys that match none of the patterns, as a view."""
-        return self._with({k: t for k, t in self._tensors.items() if not any(fnmatchcase(k, glob) for glob in globs)})
+        return self.like({k: t for k, t in self._tensors.items() if not any(fnmatchcase(k, glob) for glob in globs)})
 
     def rename(self, names: Mapping[str, str] | Callable[[str], str]) -> Checkpoint:
         """Other names for keys, by a mapping (other keys stay) or a function. ValueError where two names meet."""
@@ -128,21 +134,31 @@ class Checkpoint(Mapping[str, LazyTensor]):
             if name in renamed:
                 raise ValueError(f"rename would give two tensors the name {name!r}")
             renamed[name] = node
-        return self._with(renamed)
+        return self.like(renamed)
 
-    def map(self, function: Callable[[LazyTensor], LazyTensor] | Callable[[str, LazyTensor], LazyTensor]) -> Checkpoint:
-        """Each tensor replaced by `function(tensor)` or `function(key, tensor)`; torch tensors are wrapped."""
-        import inspect
+    def map(self, function: Callable[..., Any], with_key: bool | None = None) -> Checkpoint:
+        """Each tensor replaced by what `function` makes of it; torch tensors are wrapped.
 
-        takes_key = len(inspect.signature(function).parameters) > 1
-        call: Callable[..., Any] = function
-        return self._with({k: as_lazy(call(k, t) if takes_key else call(t)) for k, t in self._tensors.items()})
+        >>> import torch, lazysd
+        >>> ckpt = lazysd.open("tests/golden/qwen3_moe_tiny")
+        >>> ckpt.map(lambda t, dtype=torch.float32: t.to(dtype)).nbytes == 2 * ckpt.nbytes
+        True
+
+        Args:
+            function: called as function(tensor), or as function(key, tensor) where its first parameter is named `key`.
+            with_key: True or False to say which of the two, whatever the names are.
+
+        Raises:
+            TypeError: a function of two required arguments whose first one is not named `key`.
+        """
+        wants_key = takes_key(function) if with_key is None else with_key
+        return self.like({k: as_lazy(function(k, t) if wants_key else function(t)) for k, t in self.items()})
 
     def __or__(self, other: Mapping[str, Any]) -> Checkpoint:
         """The union; where both hold a key, `other` wins, as with dicts."""
         more = {key: as_lazy(value) for key, value in other.items()}
-        files = other._files if isinstance(other, Checkpoint) else ()
-        return self._with({**self._tensors, **more}, files=tuple(dict.fromkeys((*self._files, *files))))
+        facts = self.facts.joined(other.facts) if isinstance(other, Checkpoint) else self.facts
+        return Checkpoint({**self._tensors, **more}, facts)
 
     def convert(
         self,
@@ -168,14 +184,14 @@ class Checkpoint(Mapping[str, LazyTensor]):
         Raises:
             LayoutError: keys or shapes do not fit; nothing is dropped or guessed.
         """
-        adapter = (self.adapter or layouts.AdapterConfig()).stating(config)
+        adapter = (self.facts.adapter or layouts.AdapterConfig()).stating(config)
         config = dict(config) if config is not None else self.config
-        family = family or self._family
+        family = family or self.facts.family
         if source is not None:
             origin: layouts.Layout | None = layouts.get(source, family)
             assert origin is not None
             layouts.check_stated(origin, self._tensors, adapter, config)
-        elif config is self.config or self._layout is not None:
+        elif config is self.config or self.facts.layout is not None:
             origin = self._detected
         else:
             origin = layouts.detect(self._tensors, config, family, adapter)
@@ -193,10 +209,10 @@ class Checkpoint(Mapping[str, LazyTensor]):
 
             tensors = spread_experts(tensors, target, mesh)
         changes: dict[str, Any] = {"layout": target.name, "family": target.family, "config": config}
-        if self.adapter is not None or says.values:
-            changed = says.files() if says != self.adapter or not self.is_adapter else {}
-            changes |= {"adapter": says, "json_files": {**self.json_files, **changed}}
-        return self._with(tensors, **changes)
+        if self.facts.adapter is not None or says.values:
+            changed = says.files() if says != self.facts.adapter or not self.is_adapter else {}
+            changes |= {"adapter": says, "json_files": {**self.facts.json_files, **changed}}
+        return self.like(tensors, **changes)
 
     def plan(
         self, max_shard_size: int | str = "5GB", max_memory: int | str = "128MB", workers: int | None = None
@@ -252,17 +268,16 @@ class Checkpoint(Mapping[str, LazyTensor]):
         """
         from .iterate import iterate
 
-        return iterate(self._tensors, [file.path for file in self._files], device, prefetch)
+        return iterate(self._tensors, [file.path for file in self.files], device, prefetch)
 
     @property
     def is_adapter(self) -> bool:
         """Whether this is an adapter (adapter_model.safetensors beside adapter_config.json)."""
-        names = {path.name for path in self.side_files} | set(self.json_files)
-        return "adapter_config.json" in names
+        return self.facts.is_adapter
 
     def close(self) -> None:
         """Close the files. Tensors handed out stay valid; lazy tensors can no longer be read."""
-        for file in self._files:
+        for file in self.files:
             file.close()
 
     def __enter__(self) -> Checkpoint:

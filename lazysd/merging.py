@@ -77,11 +77,11 @@ def merge(
     origin = layouts.get(base.layout, family) if base.layout else None
     if origin is not None:
         hub = dict(to_hub(base, origin, origin.config_sizes(config)))
-    stated = {"adapter": said, "layout": adapter._layout, "family": adapter._family}
-    update = _per_expert(adapter._with(dict(adapter), **stated), hub, source, family, config)
+    stated = {"adapter": said, "layout": adapter.facts.layout, "family": adapter.facts.family}
+    update = _per_expert(adapter.like(dict(adapter), **stated), hub, source, family, config)
     hub |= _updates(hub, update)
     files = tuple(dict.fromkeys((*base.files, *adapter.files)))
-    merged = base._with(hub, files=files, layout="hf" if origin else None, family=family, config=config or None)
+    merged = base.like(hub, files=files, layout="hf" if origin else None, family=family, config=config or None)
     target = to or base.layout
     if target is None or (origin is not None and layouts.get(target, family).is_hub):
         return merged
@@ -99,7 +99,11 @@ def _per_expert(
     if family is None:
         return adapter
     sizes = {key: value for key, value in config.items() if key not in FIELDS} | _sizes_of(hub, family)
-    if source is None and adapter._layout is None and layouts.detect(adapter, sizes, family, adapter.adapter) is None:
+    if (
+        source is None
+        and adapter.facts.layout is None
+        and layouts.detect(adapter, sizes, family, adapter.adapter) is None
+    ):
         return adapter
     return adapter.convert("peft-per-expert", source=source, family=family, config=sizes)
 

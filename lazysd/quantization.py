@@ -38,9 +38,9 @@ def dequantize(checkpoint: Checkpoint, dtype: str = "bf16") -> Checkpoint:
     block = block_size(checkpoint.config)
     tensors = dequantize_pairs(checkpoint, dtypes.parse(dtype), block)
     if quantized is None or tensors == dict(checkpoint):
-        return checkpoint._with(tensors)
+        return checkpoint.like(tensors)
     config = {name: value for name, value in (checkpoint.config or {}).items() if name != "quantization_config"}
-    return checkpoint._with(tensors, config=config, json_files={**checkpoint.json_files, "config.json": config})
+    return checkpoint.like(tensors, config=config, json_files={**checkpoint.facts.json_files, "config.json": config})
 
 
 def block_size(config: Any) -> tuple[int, int]:

@@ -17,7 +17,7 @@ MAX_LINES = 300
 # Floors of the house, lowest first. A room may import from its own files and from lower floors, never from a neighbour.
 FLOORS = [
     {"errors", "_version"},
-    {"dtypes", "sizes"},
+    {"dtypes", "nearest", "sizes"},
     {"stores"},
     {"facts"},
     {"graph"},  # leaves refer to files

@@ -36,7 +36,7 @@ def run(args: argparse.Namespace) -> int:
             b = b.convert(layout, source=args.source, config=config)
         comparison = compare(a, b, ("A", "B"), args.workers, report, values=not args.no_values)
         if layout and other and not (args.include or args.exclude):
-            first, second = (in_layout(side, layout, b._family) for side in (a, b))
+            first, second = (in_layout(side, layout, b.facts.family) for side in (a, b))
             add_scales(comparison, first, second, ("A", "B"))
     kinds: dict[str, int] = {}
     for difference in comparison.differences:

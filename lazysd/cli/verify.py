@@ -73,7 +73,7 @@ def in_layout(checkpoint: Checkpoint, layout: str | None, family: str | None) ->
     if layout is None or checkpoint.adapter is None:
         return checkpoint
     found = layouts.get(layout, family)
-    return checkpoint._with(dict(checkpoint), layout=found.name, family=found.family)
+    return checkpoint.like(dict(checkpoint), layout=found.name, family=found.family)
 
 
 def add_scales(comparison: Comparison, ours: Checkpoint, theirs: Checkpoint, names: tuple[str, str]) -> None:

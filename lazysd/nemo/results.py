@@ -23,7 +23,7 @@ def finish(made: Mapping[str, Any], given: Mapping[str, Any], as_dict: bool = Fa
         if as_dict:
             return dict(made)
         nodes = {key: as_lazy(value) for key, value in made.items()}
-        return given._with(nodes) if isinstance(given, Checkpoint) else Checkpoint(nodes)
+        return given.like(nodes) if isinstance(given, Checkpoint) else Checkpoint(nodes)
     nodes = {key: value for key, value in made.items() if isinstance(value, LazyTensor)}
     local = plain_all({key: node.local if isinstance(node, LazyDTensor) else node for key, node in nodes.items()})
     result = dict(made)

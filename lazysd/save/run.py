@@ -178,7 +178,7 @@ def finish(checkpoint: Checkpoint, plan: Plan, folder: OutputFolder) -> None:
     for file in source_files(plan.shards):  # the plan's, which a composed checkpoint need not list
         file.check_unchanged()
     folder.copy_files(_side_files(checkpoint, plan))
-    for name, content in checkpoint.json_files.items():
+    for name, content in checkpoint.facts.json_files.items():
         folder.write_file(name, (json.dumps(content, indent=2, ensure_ascii=False) + "\n").encode())
     folder.write_file(MANIFEST, _manifest(checkpoint, plan, folder))
     if len(plan.shards) > 1:
@@ -192,8 +192,8 @@ def finish(checkpoint: Checkpoint, plan: Plan, folder: OutputFolder) -> None:
 
 def _side_files(checkpoint: Checkpoint, plan: Plan) -> list[Path]:
     """Files to copy: those beside the source that the save does not write itself."""
-    written = {shard.name for shard in plan.shards} | {MANIFEST, *checkpoint.json_files}
-    return [path for path in checkpoint.side_files if path.name not in written]
+    written = {shard.name for shard in plan.shards} | {MANIFEST, *checkpoint.facts.json_files}
+    return [path for path in checkpoint.facts.side_files if path.name not in written]
 
 
 def _manifest(checkpoint: Checkpoint, plan: Plan, folder: OutputFolder) -> bytes:

@@ -1,7 +1,8 @@
-"""torch tensors as leaves of a graph."""
+"""What users hand in: torch tensors become leaves of a graph, functions are called as they want to be."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from .. import dtypes
@@ -23,3 +24,22 @@ def from_torch(tensor: Any) -> LazyTensor:
     """
     tensor = tensor.resolve_conj().resolve_neg()  # the very same object, unless its bits are not its values
     return LazyTensor(InMemory(tensor), (), tuple(tensor.shape), dtypes.from_torch(tensor.dtype))
+
+
+def takes_key(function: Callable[..., Any]) -> bool:
+    """Whether a function's first parameter is named `key`."""
+    import inspect
+
+    try:
+        parameters = list(inspect.signature(function).parameters.values())
+    except (TypeError, ValueError):  # torch.neg and other functions written in C
+        return False
+    positional = [p for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
+    if positional and positional[0].name == "key":
+        return True
+    if sum(p.default is p.empty for p in positional) > 1:
+        raise TypeError(
+            f"map calls function(tensor), and this one needs {[p.name for p in positional]}; name its first parameter "
+            "'key', or say with_key=True, to be called as function(key, tensor)"
+        )
+    return False
