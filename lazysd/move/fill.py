@@ -141,7 +141,7 @@ def _from_file(target: torch.Tensor, piece: Piece, op: FileRange, lane: Lane, ex
     bits = _bits(target, node.code)
     if lane.is_host and is_dense(dims, piece.strides):
         run = run_of(box, node.dims, itemsize)
-        if run.hull == prod(dims):  # one hull without gaps
+        if run.num_hulls == 1 and run.hull == prod(dims):  # one stretch without gaps
             flat = bits.as_strided((run.hull,), (1,), piece.offset).view(torch.uint8)
             op.file.pread(_bytes_of(flat), op.offset + run.first * itemsize)
             return

@@ -57,25 +57,42 @@ def is_fillable(target: torch.Tensor) -> bool:
 
 
 def overlaps_itself(target: torch.Tensor) -> bool:
-    """Whether several elements of a view share one place, as after expand()."""
-    return any(size > 1 and stride == 0 for size, stride in zip(target.shape, target.stride(), strict=True))
+    """Whether several elements of a view share one place, as after expand() or unfold()."""
+    axes = sorted((stride, size) for size, stride in zip(target.shape, target.stride(), strict=True) if size > 1)
+    reach = 0
+    for stride, size in axes:
+        if stride <= reach:  # steps of this axis land among those of the smaller ones: look where each element lies
+            places = torch.zeros(1, dtype=torch.int64)
+            for step, count in axes:
+                places = (places[:, None] + torch.arange(count) * step).flatten()
+            return bool(target.numel()) and len(places.unique()) < len(places)
+        reach += (size - 1) * stride
+    return False
 
 
 def reads_from(node: Node, target: torch.Tensor) -> bool:
     """Whether a wrapped tensor under `node` shares memory with `target`: filling would overwrite what is still read."""
     if target.device.type == "meta":
         return False
-    storage = target.untyped_storage().data_ptr()
+    held = _addresses(target)
     todo = list(pieces(node, full_box(node.dims), 0, row_major(node.dims)))
     while todo:
         piece = todo.pop()
         op = piece.node.op
-        if isinstance(op, InMemory) and op.tensor.untyped_storage().data_ptr() == storage:
-            return True
+        if isinstance(op, InMemory) and op.tensor.device == target.device:
+            read = _addresses(op.tensor)
+            if read.start < held.stop and held.start < read.stop:
+                return True
         if isinstance(op, Computed):
             for below, box in op.operands(piece.node, piece.box):
                 todo.extend(pieces(below, box, 0, row_major(box_dims(box))))
     return False
+
+
+def _addresses(tensor: torch.Tensor) -> range:
+    """The memory behind a tensor; storages may overlap, as those of two views of one numpy array do."""
+    storage = tensor.untyped_storage()
+    return range(storage.data_ptr(), storage.data_ptr() + storage.nbytes())
 
 
 def _local_part(out: Any) -> tuple[tuple[int, ...], tuple[int, ...]]:

@@ -74,7 +74,7 @@ def _join(first: Piece, second: Piece) -> Piece | None:
     if a.step != 1 or b.step != 1 or a.stop != b.start:
         return None
     stride = first.strides[k] if len(a) > 1 else second.strides[k] if len(b) > 1 else second.offset - first.offset
-    if second.offset != first.offset + len(a) * stride:
+    if stride <= 0 or second.offset != first.offset + len(a) * stride:  # no view of torch's goes backwards
         return None
     for n, axis in enumerate(first.box):
         alike = first.strides[n] == second.strides[n]
