@@ -39,11 +39,10 @@ def convert(
     """
     if isinstance(mapping, Checkpoint):
         return mapping.convert(to, source=source, family=family, config=config, merge_rank=merge_rank)
-    lazy = Checkpoint({key: as_lazy(value) for key, value in mapping.items()})
+    stays_lazy = any(isinstance(value, LazyTensor) for value in mapping.values())
+    lazy = Checkpoint({key: as_lazy(value, at_once=not stays_lazy) for key, value in mapping.items()})
     converted = lazy.convert(to, source=source, family=family, config=config, merge_rank=merge_rank)
-    if any(isinstance(value, LazyTensor) for value in mapping.values()):
-        return converted
-    return plain_all(converted)
+    return converted if stays_lazy else plain_all(converted)
 
 
 def plain_all(nodes: Mapping[str, LazyTensor]) -> dict[str, Any]:
@@ -54,7 +53,7 @@ def plain_all(nodes: Mapping[str, LazyTensor]) -> dict[str, Any]:
     wanted = []
     for key, node in nodes.items():
         if isinstance(node.op, InMemory):
-            result[key] = node.op.tensor
+            result[key] = node.op.tensor  # the very object that was given
         else:
             result[key] = torch.empty(node.dims, dtype=node.dtype, device=_device(node))
             wanted.append((node, result[key]))

@@ -164,10 +164,11 @@ def _from_file(target: torch.Tensor, piece: Piece, op: FileRange, lane: Lane, ex
 def _from_memory(target: torch.Tensor, piece: Piece, op: InMemory, lane: Lane) -> None:
     """A tensor in memory to its final place; on the CPU block by block, so that transposes stay in the cache."""
     code = piece.node.code
-    source = _bits(op.tensor.detach(), code)[tuple(slice(axis.start, axis.stop, axis.step) for axis in piece.box)]
+    source = _bits(op.values(), code)[tuple(slice(axis.start, axis.stop, axis.step) for axis in piece.box)]
     into = _strided(_bits(target, code), piece)
     if source.device.type != "cpu" or into.device.type != "cpu":
         into.copy_(source)
-        return
-    for part, rows in transposable_blocks(into, source):
-        copy_strided(part, rows, lane.scratch)
+    else:
+        for part, rows in transposable_blocks(into, source):
+            copy_strided(part, rows, lane.scratch)
+    op.values()  # not edited meanwhile

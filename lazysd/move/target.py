@@ -79,8 +79,8 @@ def reads_from(node: Node, target: torch.Tensor) -> bool:
     while todo:
         piece = todo.pop()
         op = piece.node.op
-        if isinstance(op, InMemory) and op.tensor.device == target.device:
-            read = _addresses(op.tensor)
+        if isinstance(op, InMemory) and (source := op.values()).device == target.device:
+            read = _addresses(source)
             if read.start < held.stop and held.start < read.stop:
                 return True
         if isinstance(op, Computed):

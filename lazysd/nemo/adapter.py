@@ -190,7 +190,7 @@ class Qwen3MoeStateDictAdapter(lora.ParamWrapperMixin):
             grouped.only_experts(rest, experts, mine), grouped.code_of(self.dtype), block_size(self.config)
         )
         weights, rest = grouped.pick_weights(rest, experts)
-        local = {key: as_lazy(grouped.local_of(value)) for key, value in weights.items()}
+        local = {key: as_lazy(grouped.local_of(value), at_once=True) for key, value in weights.items()}
         split = any(is_dtensor(value) for value in weights.values())
         made = apply(grouped.renumber(local, -mine.start), experts.layout, True, {"e": len(mine)})
         result: dict[str, Any] = dict(self._lora_from_hf(rest, **kwargs))

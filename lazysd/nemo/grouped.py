@@ -164,7 +164,7 @@ def split(fqn: str, tensor: Any, experts: Experts, uses_model_prefix: bool) -> t
     if len(shape) != 3 or shape[0] != experts.num_experts or shape[1 if is_down else 2] != width:
         raise LayoutError(f"{fqn} has shape {list(shape)}, expected {wanted} from the config")
     ids, mesh, placements, tensor = place(fqn, tensor, experts.num_experts)
-    local = as_lazy(local_of(tensor))
+    local = as_lazy(local_of(tensor), at_once=True)
     if not ids:
         return {}, ids
     made = apply({hub_key(fqn, uses_model_prefix): local}, experts.layout, False, {"e": len(ids)})

@@ -95,25 +95,25 @@ class ParamWrapperMixin:
             ids, mesh, _, tensor = grouped.place(fqn, tensor, num_experts)
             if mesh is not None:
                 raise LayoutError(f"{fqn} is spread over more than its experts; gather it first (full_tensor())")
-            local = as_lazy(grouped.local_of(tensor))
+            local = as_lazy(grouped.local_of(tensor), at_once=True)
             layout, rules = self._apart()
             made = apply({fqn: local}, layout, True, {"e": len(ids)}, rules) if ids else {}
             return dict(grouped.renumber(made, ids.start))
         generation = asked_for(kwargs) or self.peft_layout or OLDER
         logger.info("%s: written as %s, which %s reads", fqn, generation, _READERS[generation])
-        whole = as_lazy(tensor.full_tensor() if is_dtensor(tensor) else tensor)
+        whole = as_lazy(tensor.full_tensor() if is_dtensor(tensor) else tensor, at_once=True)
         layout, rules = _folded(generation)
         return dict(apply({fqn: whole}, layout, True, {"e": num_experts}, rules))
 
     def _lora_from_hf(self, tensors: dict[str, Any], **kwargs: Any) -> dict[str, Any]:
         """Folded and per-expert LoRA tensors as grouped nodes; other values are handed back."""
-        apart = {key: as_lazy(value) for key, value in tensors.items() if _APART.fullmatch(key)}
+        apart = {key: as_lazy(value, at_once=True) for key, value in tensors.items() if _APART.fullmatch(key)}
         layout, rules = self._apart()
         made = apply(apart, layout, False, {"e": self.moe_config.n_routed_experts}, rules)
         return self._unwrap({key: value for key, value in tensors.items() if key not in apart} | made, kwargs)
 
     def _unwrap(self, tensors: dict[str, Any], kwargs: Mapping[str, Any]) -> dict[str, Any]:
-        wrapped = {key: as_lazy(value) for key, value in tensors.items() if _WRAPPED.fullmatch(key)}
+        wrapped = {key: as_lazy(value, at_once=True) for key, value in tensors.items() if _WRAPPED.fullmatch(key)}
         if not wrapped:
             return tensors
         layout, rules = _folded(self._generation_of(wrapped, kwargs))

@@ -161,14 +161,15 @@ def _structural(name: str, args: Any, kwargs: Any) -> Any:
 
 
 def wrap(value: Any) -> LazyTensor | None:
-    """A lazy tensor as it is, a plain tensor as a leaf; None for what must stay with torch (gradients, subclasses)."""
+    """A lazy tensor as it is, a copy of a plain one; None for what must stay with torch (gradients, subclasses)."""
     if isinstance(value, LazyTensor):
         return value
     if type(value) not in (torch.Tensor, torch.nn.Parameter) or (value.requires_grad and torch.is_grad_enabled()):
         return None
     if value.layout != torch.strided or value.device.type != "cpu" or value.is_conj() or value.is_neg():
         return None
-    return LazyTensor(InMemory(value.detach()), (), tuple(value.shape), dtypes.from_torch(value.dtype))
+    copy = value.detach().clone()  # as torch's own stack and cat copy: the caller may reuse the buffer at once
+    return LazyTensor(InMemory(copy), (), tuple(copy.shape), dtypes.from_torch(copy.dtype))
 
 
 def _join(name: str, nodes: list[LazyTensor], dim: int = 0) -> LazyTensor:
