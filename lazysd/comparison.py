@@ -6,7 +6,7 @@ import threading
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from math import prod
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 
@@ -15,8 +15,12 @@ from .graph.boxes import Box, box_dims, full_box, tiles
 from .move import workers
 from .move.fill import fill
 from .move.tiling import glue, pieces_of, tile_limit
+from .peft.equality import unlike
 from .save.jobs import PREFERRED_TILE_NBYTES
 from .tensor.lazy import LazyTensor
+
+if TYPE_CHECKING:
+    from .checkpoint import Checkpoint
 
 MOST_NBYTES = 32 << 20  # a tile that must stay whole, to read rows of the source once
 
@@ -25,7 +29,9 @@ class Difference(NamedTuple):
     """The first place where two tensors of one key differ."""
 
     key: str
-    kind: str  # "missing", "extra", "shape", "dtype", "values"
+    kind: (
+        str  # "missing", "extra", "shape", "dtype", "values"; of adapters "scale", "rank", "setting", "adapter_config"
+    )
     detail: str
     position: tuple[int, ...] | None = None  # of the first differing element
     num_different: int = 0  # elements with other bits; other kinds leave it 0
@@ -38,10 +44,12 @@ class Comparison:
     num_equal: int = 0
     compared_nbytes: int = 0
     differences: list[Difference] = field(default_factory=list)
+    values: bool = True  # whether elements were compared, and not only keys, shapes and dtypes
+    unknown: list[str] = field(default_factory=list)  # what neither side states, so that nothing could be compared
 
     @property
     def equal(self) -> bool:
-        """Whether keys, shapes, dtypes and all bits are the same."""
+        """Whether nothing that was looked at differs: keys, shapes, dtypes, what adapters state, and all bits."""
         return not self.differences
 
     def as_dict(self) -> dict[str, Any]:
@@ -51,6 +59,8 @@ class Comparison:
         ]
         return {
             "equal": self.equal,
+            "values_compared": self.values,
+            "not_compared": self.unknown,
             "equal_tensors": self.num_equal,
             "compared_nbytes": self.compared_nbytes,
             "differences": rows,
@@ -69,7 +79,7 @@ def compare(
 
     Reads both sides in tiles of a few megabytes for each worker; with values=False, reads nothing.
     """
-    result = Comparison()
+    result = Comparison(values=values)
     for key in theirs:
         if key not in ours:
             result.differences.append(Difference(key, "missing", f"only in {names[1]}"))
@@ -114,6 +124,18 @@ def compare(
         else:
             result.num_equal += 1
     return result
+
+
+def compare_adapters(
+    result: Comparison, ours: Checkpoint, theirs: Checkpoint, names: tuple[str, str] = ("first", "second")
+) -> None:
+    """Add to a comparison how the settings of two adapters differ: the same factors alone are not the same adapter.
+
+    Both sides are in one layout. Checkpoints that are no adapters add nothing.
+    """
+    found, unknown = unlike(ours, theirs, names)
+    result.differences += [Difference(*difference) for difference in found]
+    result.unknown += unknown
 
 
 def _jobs(

@@ -1,4 +1,4 @@
-"""merge(): a LoRA adapter put into its base, weight by weight: W + scale * B @ A, lazily. And what an adapter holds."""
+"""merge(): a LoRA adapter put into its base, weight by weight: W + scale * B @ A, lazily."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from .errors import LayoutError
 from .graph.compute import AddMatmul
 from .graph.ops import Permute
 from .graph.rewrite import build, cast
-from .layouts.adapter import FIELDS, Adapted, AdapterConfig, parameter_name
-from .layouts.converting import adapted, to_hub
+from .layouts.adapter import FIELDS, AdapterConfig, parameter_name
+from .layouts.converting import to_hub
 from .tensor.lazy import LazyTensor
 
 _FACTORS = {
@@ -212,64 +212,3 @@ def _replaced(name: str, old: LazyTensor, new: LazyTensor) -> LazyTensor:
             "a resized vocabulary has to be resized in the base first"
         )
     return cast(new, old.code)
-
-
-def adapter_summary(ckpt: Checkpoint) -> dict[str, Any]:
-    """What an adapter holds: rank, alpha, generation, targets, experts, size. Reads no tensor data.
-
-    Values that differ between parameters come as sorted lists; what cannot be told is None, and `problem` says why.
-    """
-    said = ckpt.adapter or AdapterConfig()
-    lora = [key for key in ckpt if ".lora_" in key]
-    summary: dict[str, Any] = {
-        "layout": None,
-        "generation": None,
-        "rank": said.values.get("r"),
-        "alpha": said.values.get("lora_alpha"),
-        "rslora": bool(said.values.get("use_rslora")),
-        "num_experts": None,
-        "target_parameters": list(said.values.get("target_parameters") or []),
-        "target_modules": said.values.get("target_modules"),
-        "peft_version": said.values.get("peft_version"),
-        "tensors": len(lora),
-        "nbytes": sum(ckpt[key].nbytes for key in lora),
-        "problem": None,
-    }
-    try:
-        if ckpt.layout is None or ckpt.family is None:
-            return summary
-        summary["layout"] = ckpt.layout
-        summary["generation"] = ckpt.layout if ckpt.layout in layouts.GENERATIONS else None
-        held = _held(ckpt, said)
-    except LayoutError as error:
-        return {**summary, "problem": str(error)}
-    ranks = {rank for rank, _ in held.parameters.values()} | {said.rank(module) for module in held.modules}
-    alphas = {alpha for _, alpha in held.parameters.values()} | {said.alpha(module) for module in held.modules}
-    return summary | {
-        "rank": _one(ranks, summary["rank"]),
-        "alpha": _one(alphas, summary["alpha"]),
-        "num_experts": _one(set(held.num_experts.values()), None),
-        "wrapped_parameters": sorted({name.rsplit(".", 1)[1] for name in held.parameters}),
-        "wrapped_modules": sorted({name.rsplit(".", 1)[1] for name in held.modules}),
-    }
-
-
-def _held(ckpt: Checkpoint, said: AdapterConfig) -> Adapted:
-    """What an adapter's tensors hold, in a layout that is known."""
-    origin = layouts.get(ckpt.layout or "", ckpt.family)
-    return adapted(to_hub(ckpt, origin, origin.config_sizes(ckpt.config), said), origin, said)
-
-
-def scales(ckpt: Checkpoint) -> dict[str, float]:
-    """What adapter_config.json has each wrapped parameter's and module's update multiplied by; empty without one."""
-    said = ckpt.adapter
-    if said is None or ckpt.layout is None:
-        return {}
-    held = _held(ckpt, said)
-    pairs = {**held.parameters, **{module: (said.rank(module), said.alpha(module)) for module in held.modules}}
-    return {name: said.scale(rank, alpha) for name, (rank, alpha) in pairs.items() if rank and alpha is not None}
-
-
-def _one(values: set[Any], default: Any) -> Any:
-    found = sorted(value for value in values if value is not None)
-    return found[0] if len(found) == 1 else found or default

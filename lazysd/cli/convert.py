@@ -10,6 +10,7 @@ import os
 import time
 from typing import Any
 
+from ..display.text import printable
 from ..sizes import format_nbytes
 from . import verify
 from .common import (
@@ -50,11 +51,12 @@ def run(args: argparse.Namespace) -> int:
     with opened(args.src, args) as checkpoint:
         say_verbose = say if args.verbose else lambda args, text: None
         say_verbose(args, f"{checkpoint!r}")
-        return write(converted(checkpoint, args), args)
+        made = f"{printable(args.src)} as layout {args.to}" + (f", cast to {args.dtype}" if args.dtype else "")
+        return write(converted(checkpoint, args), args, made)
 
 
-def write(result: object, args: argparse.Namespace) -> int:
-    """Save a checkpoint to args.dst as the arguments say; returns the exit code."""
+def write(result: object, args: argparse.Namespace, made: str) -> int:
+    """Save a checkpoint to args.dst as the arguments say, `made` being its name in words; returns the exit code."""
     from ..checkpoint import Checkpoint
 
     assert isinstance(result, Checkpoint)
@@ -90,7 +92,7 @@ def write(result: object, args: argparse.Namespace) -> int:
     if args.verify:
         comparison = verify.check(args.dst, result, args)
         data["verified"] = comparison.equal
-        text += "\n" + verify.describe(comparison, args.dst, "the source")
+        text += "\n" + verify.describe(comparison, args.dst, made)
         code = 0 if comparison.equal else CHECK_FAILED
     emit(args, text, data)
     return code

@@ -9,7 +9,7 @@ import argparse
 
 from .. import layouts
 from .common import CHECK_FAILED, add_filters, add_json, add_verbosity, count, emit, opened, stated, wants_progress
-from .verify import MAX_SHOWN, add_scales, in_layout
+from .verify import count_of, details, in_layout
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -26,7 +26,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    from ..comparison import compare
+    from ..comparison import compare, compare_adapters
     from ..save.progress import reporter
 
     with opened(args.a, args) as a, opened(args.b, args) as b, reporter(wants_progress(args)) as report:
@@ -35,15 +35,13 @@ def run(args: argparse.Namespace) -> int:
             config = {**(a.config or b.config or {}), **stated(args)} or None
             b = b.convert(layout, source=args.source, config=config)
         comparison = compare(a, b, ("A", "B"), args.workers, report, values=not args.no_values)
-        if layout and other and not (args.include or args.exclude):
-            first, second = (in_layout(side, layout, b.facts.family) for side in (a, b))
-            add_scales(comparison, first, second, ("A", "B"))
-    kinds: dict[str, int] = {}
-    for difference in comparison.differences:
-        kinds[difference.kind] = kinds.get(difference.kind, 0) + 1
-    lines = [f"{comparison.num_equal} tensors equal" + "".join(f", {n} {kind}" for kind, n in kinds.items())]
-    lines += [f"  {found.key}: {found.kind}: {found.detail}" for found in comparison.differences[:MAX_SHOWN]]
-    if len(comparison.differences) > MAX_SHOWN:
-        lines.append(f"  … and {len(comparison.differences) - MAX_SHOWN} more (all with --json)")
-    emit(args, "\n".join(lines), comparison.as_dict())
+        first, second = (in_layout(side, layout, b.facts.family) for side in (a, b))
+        compare_adapters(comparison, first, second, ("A", "B"))
+    differs = count_of(comparison)
+    if comparison.values:
+        head = f"{comparison.num_equal} tensors equal" + (f", {differs}" if differs else "")
+    else:
+        head = f"{comparison.num_equal} tensors of equal shape and dtype" + (f", {differs}" if differs else "")
+        head += "; their values were not looked at (--no-values)"
+    emit(args, "\n".join([head, *details(comparison)]), comparison.as_dict())
     return 0 if comparison.equal else CHECK_FAILED

@@ -10,7 +10,7 @@ from .. import dtypes
 from ..checkpoint import Checkpoint
 from ..display.text import printable, tree
 from ..errors import LayoutError
-from ..merging import adapter_summary
+from ..peft.holding import adapter_summary
 from ..sizes import format_nbytes
 from .common import add_json, add_source, emit, opened
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 
+from ..display.text import printable
 from ..opening import open as open_checkpoint
 from .common import add_adapter_numbers, stated
 from .convert import add_saving, write
@@ -23,4 +24,5 @@ def run(args: argparse.Namespace) -> int:
     from ..merging import merge
 
     with open_checkpoint(args.base) as base, open_checkpoint(args.adapter) as adapter:
-        return write(merge(base, adapter, to=args.to, source=args.source, config=stated(args)), args)
+        merged = merge(base, adapter, to=args.to, source=args.source, config=stated(args))
+        return write(merged, args, f"{printable(args.base)} merged with {printable(args.adapter)}")

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import argparse
-from math import isclose
+from collections import Counter
 from typing import TYPE_CHECKING
 
 from .. import layouts
+from ..display.text import printable
 from ..opening import open as open_checkpoint
 from ..sizes import format_nbytes
 from .common import (
@@ -48,24 +49,26 @@ def run(args: argparse.Namespace) -> int:
         given = stated(args)
         config = {**(dst.config or source.config or {}), **given} or None
         if to is None or (not args.source and not args.merge_rank and to == source.layout):
-            expected = source
+            expected, made = source, ""
         else:
             expected = source.convert(to, source=args.source, config=config, merge_rank=args.merge_rank)
-        comparison = check(args.dst, expected, args)
-        if not (args.include or args.exclude):
-            family = None if expected is source else expected.family
-            add_scales(comparison, in_layout(dst, to, family), in_layout(expected, to, family), ("DST", "SRC"))
-        emit(args, describe(comparison, args.dst, args.against), comparison.as_dict())
+            made = f" as layout {expected.layout}"
+        family = None if expected is source else expected.family
+        comparison = check(args.dst, in_layout(expected, to, family), args, to)
+        emit(args, describe(comparison, args.dst, f"{printable(args.against)}{made}"), comparison.as_dict())
     return 0 if comparison.equal else CHECK_FAILED
 
 
-def check(dst: str, expected: Checkpoint, args: argparse.Namespace) -> Comparison:
-    """Compare the checkpoint at `dst` with the tensors it should hold."""
-    from ..comparison import compare
+def check(dst: str, expected: Checkpoint, args: argparse.Namespace, layout: str | None = None) -> Comparison:
+    """Compare the checkpoint at `dst` with what it should hold: tensors, and what an adapter's files say of them."""
+    from ..comparison import compare, compare_adapters
     from ..save.progress import reporter
 
+    names = ("DST", "SRC")
     with open_checkpoint(dst, io="pread") as found, reporter(wants_progress(args)) as report:
-        return compare(found, expected, ("DST", "SRC"), args.workers, report)
+        comparison = compare(found, expected, names, args.workers, report)
+        compare_adapters(comparison, in_layout(found, layout or expected.layout, expected.family), expected, names)
+    return comparison
 
 
 def in_layout(checkpoint: Checkpoint, layout: str | None, family: str | None) -> Checkpoint:
@@ -76,30 +79,30 @@ def in_layout(checkpoint: Checkpoint, layout: str | None, family: str | None) ->
     return checkpoint.like(dict(checkpoint), layout=found.name, family=found.family)
 
 
-def add_scales(comparison: Comparison, ours: Checkpoint, theirs: Checkpoint, names: tuple[str, str]) -> None:
-    """Adapters with the same factors are not the same where adapter_config.json scales their product otherwise."""
-    from ..comparison import Difference
-    from ..merging import scales
-
-    if ours.adapter is None or theirs.adapter is None:
-        return
-    here, there = scales(ours), scales(theirs)
-    for name in sorted(here.keys() & there.keys()):
-        if not isclose(here[name], there[name], rel_tol=1e-9):
-            detail = (
-                f"{names[0]} scales its LoRA by {here[name]:g}, {names[1]} by {there[name]:g} (adapter_config.json)"
-            )
-            comparison.differences.append(Difference(name, "scale", detail))
-
-
 def describe(comparison: Comparison, dst: str, against: str) -> str:
-    """The result for people: one line, then the first differences."""
+    """The result for people: what was compared with what, then the first differences."""
+    shown = printable(dst)
     nbytes = format_nbytes(comparison.compared_nbytes)
     if comparison.equal:
-        return f"verified: {dst} equals {against}, {comparison.num_equal} tensors, {nbytes}, bit for bit"
+        head = f"verified: {shown} holds {against}, {comparison.num_equal} tensors, {nbytes}, bit for bit"
+    else:
+        head = (
+            f"DIFFERENT: {shown} does not hold {against}: {count_of(comparison)}, "
+            f"{comparison.num_equal} tensors are equal"
+        )
+    return "\n".join([head, *details(comparison)])
+
+
+def count_of(comparison: Comparison) -> str:
+    """How many differences of which kind."""
+    kinds = Counter(difference.kind for difference in comparison.differences)
+    return ", ".join(f"{number} {kind}" for kind, number in kinds.items())
+
+
+def details(comparison: Comparison) -> list[str]:
+    """A line for each of the first differences, and one for everything that could not be compared."""
     shown = comparison.differences[:MAX_SHOWN]
-    lines = [f"  {found.key}: {found.kind}: {found.detail}" for found in shown]
+    lines = [f"  {printable(found.key)}: {found.kind}: {printable(found.detail)}" for found in shown]
     if len(comparison.differences) > len(shown):
-        lines.append(f"  … and {len(comparison.differences) - len(shown)} more")
-    head = f"DIFFERENT: {len(comparison.differences)} tensors of {dst} differ from {against}, "
-    return "\n".join([head + f"{comparison.num_equal} are equal", *lines])
+        lines.append(f"  … and {len(comparison.differences) - len(shown)} more (all with --json)")
+    return lines + [f"  not compared: {what}" for what in comparison.unknown]

@@ -1,0 +1,81 @@
+"""What an adapter's tensors hold: wrapped expert parameters, and modules beside them with a LoRA of their own."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from .. import layouts
+from ..errors import LayoutError
+from ..layouts.adapter import Adapted, AdapterConfig, parameter_name
+from ..layouts.converting import adapted, to_hub
+
+if TYPE_CHECKING:
+    from ..checkpoint import Checkpoint
+
+_FIRST_FACTORS = (".lora_A.weight", ".lora_embedding_A")
+_NOTHING = Adapted({}, {})
+
+
+def held_by(ckpt: Checkpoint) -> Adapted:
+    """What a checkpoint's tensors hold, where its layout is known; nothing where it is not. Reads no tensor data."""
+    if ckpt.layout is None or ckpt.family is None:
+        return _NOTHING
+    said = ckpt.adapter or AdapterConfig()
+    origin = layouts.get(ckpt.layout, ckpt.family)
+    return adapted(to_hub(ckpt, origin, origin.config_sizes(ckpt.config), said), origin, said)
+
+
+def lora_modules(ckpt: Checkpoint) -> dict[str, int]:
+    """Modules with a LoRA that no rule of a layout folds, each with its rank: the rows of its lora_A."""
+    claimed = layouts.get(ckpt.layout, ckpt.family).own_keys if ckpt.layout and ckpt.family else ()
+    found: dict[str, int] = {}
+    for key, node in ckpt.items():
+        end = next((end for end in _FIRST_FACTORS if key.endswith(end)), None)
+        if end is not None and node.ndim and not any(template.match(key) for template in claimed):
+            found[parameter_name(key.removesuffix(end))] = node.dims[0]
+    return found
+
+
+def adapter_summary(ckpt: Checkpoint) -> dict[str, Any]:
+    """What an adapter holds: rank, alpha, generation, targets, experts, size. Reads no tensor data.
+
+    Values that differ between parameters come as sorted lists; what cannot be told is None, and `problem` says why.
+    """
+    said = ckpt.adapter or AdapterConfig()
+    lora = [key for key in ckpt if ".lora_" in key]
+    summary: dict[str, Any] = {
+        "layout": None,
+        "generation": None,
+        "rank": said.values.get("r"),
+        "alpha": said.values.get("lora_alpha"),
+        "rslora": bool(said.values.get("use_rslora")),
+        "num_experts": None,
+        "target_parameters": list(said.values.get("target_parameters") or []),
+        "target_modules": said.values.get("target_modules"),
+        "peft_version": said.values.get("peft_version"),
+        "tensors": len(lora),
+        "nbytes": sum(ckpt[key].nbytes for key in lora),
+        "problem": None,
+    }
+    try:
+        if ckpt.layout is None or ckpt.family is None:
+            return summary
+        summary["layout"] = ckpt.layout
+        summary["generation"] = ckpt.layout if ckpt.layout in layouts.GENERATIONS else None
+        held = held_by(ckpt)
+    except LayoutError as error:
+        return {**summary, "problem": str(error)}
+    ranks = {rank for rank, _ in held.parameters.values()} | {said.rank(module) for module in held.modules}
+    alphas = {alpha for _, alpha in held.parameters.values()} | {said.alpha(module) for module in held.modules}
+    return summary | {
+        "rank": _one(ranks, summary["rank"]),
+        "alpha": _one(alphas, summary["alpha"]),
+        "num_experts": _one(set(held.num_experts.values()), None),
+        "wrapped_parameters": sorted({name.rsplit(".", 1)[1] for name in held.parameters}),
+        "wrapped_modules": sorted({name.rsplit(".", 1)[1] for name in held.modules}),
+    }
+
+
+def _one(values: set[Any], default: Any) -> Any:
+    found = sorted(value for value in values if value is not None)
+    return found[0] if len(found) == 1 else found or default
