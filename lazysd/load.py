@@ -8,7 +8,11 @@ from typing import Any, NamedTuple
 import torch
 from torch import nn
 
+from . import dtypes
+from .graph.compute import Agree
+from .graph.rewrite import build, cast
 from .tensor.lazy import LazyTensor
+from .tensor.wrapping import as_lazy
 
 
 class LoadReport(NamedTuple):
@@ -55,6 +59,7 @@ def load_into(module: nn.Module, ckpt: Mapping[str, Any], device: Any = None, st
 
     Raises:
         RuntimeError: missing or unexpected keys (strict), or shapes that differ, in torch's words; nothing has moved.
+        LayoutError: the checkpoint holds different tensors under the names of one tied parameter.
     """
     places = list(_places(module))
     by_key = {place.key: place for place in places if place.is_saved}
@@ -65,9 +70,10 @@ def load_into(module: nn.Module, ckpt: Mapping[str, Any], device: Any = None, st
     _check(module, by_key, wanted, missing if strict else [], unexpected if strict else [])
 
     replaced = _allocate(places, filled, None if device is None else torch.device(device))
-    for key, node in wanted.items():
-        place = by_key[key]
+    for keys in _by_memory(by_key, wanted):
+        place = by_key[keys[0]]
         target = replaced.get(id(_held(place)), _held(place))
+        node = wanted[keys[0]] if len(keys) == 1 else _agreeing(keys, wanted, target)
         if isinstance(node, LazyTensor):
             node.materialize(out=target)
         else:
@@ -89,6 +95,25 @@ def _places(module: nn.Module) -> Iterator[_Place]:
                 if tensor is not None:
                     saved = table is owner._parameters or name not in volatile
                     yield _Place(table, name, dot + name, saved)
+
+
+def _by_memory(by_key: Mapping[str, _Place], wanted: Mapping[str, Any]) -> list[list[str]]:
+    """The wanted keys, those of one tensor (or of one stretch of memory) together, by the first of them."""
+    groups: dict[Any, list[str]] = {}
+    for key in wanted:
+        tensor = _held(by_key[key])
+        where: Any = id(tensor)
+        if type(tensor) in (torch.Tensor, nn.Parameter) and not tensor.is_meta and tensor.numel():
+            where = (tensor.device, tensor.data_ptr(), tensor.shape, tensor.stride(), tensor.dtype)
+        groups.setdefault(where, []).append(key)
+    return list(groups.values())
+
+
+def _agreeing(keys: list[str], wanted: Mapping[str, Any], target: torch.Tensor) -> LazyTensor:
+    """What a tied parameter is filled with: the tensors of all its names, which have to be equal."""
+    code = dtypes.from_torch(target.dtype)
+    hint = "but the module keeps one tensor for both; drop() the key that is not meant, or untie the module"
+    return build(Agree(tuple(keys), hint), [cast(as_lazy(wanted[key], at_once=True), code) for key in keys])
 
 
 def _held(place: _Place) -> torch.Tensor:

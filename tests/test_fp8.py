@@ -229,3 +229,16 @@ def test_by_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str])
     args = ["plan", str(source), "--to", "nemo", "--dtype", "bf16", "--exclude", "*scale_inv"]
     assert main(args) == 3
     assert "raw FP8 codes without scales" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("code", ["F32", "F8_E8M0"])
+@pytest.mark.parametrize("largest", [1e-45, 1e-42, 1e-39, 1.3e-36, 2e-36, 1e-30])
+def test_zeros_stay_zero_in_tiny_blocks(largest: float, code: str) -> None:
+    """448 / largest overflows below 1.3e-36; infinity times zero would be NaN."""
+    weight = torch.zeros(4, 6)
+    weight[0, 0], weight[1, 2] = largest, -largest / 2
+    node = lazysd.from_torch(weight)
+    codes, scale = build(QuantizeWeight((4, 3), code), (node,)), build(QuantizeScale((4, 3), code), (node,))
+    back = by_hand(codes.materialize(), scale.materialize(), (4, 3))
+    assert back.eq(0)[weight.eq(0)].all()
+    assert (back - weight).abs().max() <= max(largest / 16, 2.0**-127 * 2**-10)

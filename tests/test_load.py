@@ -17,6 +17,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 import lazysd
+from lazysd.errors import LayoutError
 from lazysd.stores.local import SourceFile
 from lazysd.testing import recorded_reads
 
@@ -113,6 +114,35 @@ def test_wrong_shapes_are_refused_before_anything_moves(tmp_path: Path) -> None:
     assert torch.equal(net.first.weight, before)
     with pytest.raises(RuntimeError, match=message):
         net.load_state_dict(ckpt)
+
+
+@pytest.mark.parametrize("meta", [False, True])
+@pytest.mark.parametrize("ties", ["a parameter", "memory"])
+def test_names_of_one_parameter_have_to_agree(tmp_path: Path, ties: str, meta: bool) -> None:
+    source = randomised(tied())
+    weight = source.head.weight.detach().clone()
+
+    def target() -> nn.Module:
+        with torch.device("meta" if meta else "cpu"):
+            made = tied()
+        if ties == "memory" and not meta:
+            made.out.weight = nn.Parameter(made.head.weight.data)
+        return made
+
+    for other in (weight, weight.double().float(), torch.full_like(weight, torch.nan), weight + 1):
+        ckpt = saved(source, tmp_path, **{"out.weight": other})
+        net = target()
+        if torch.equal(other, weight):
+            lazysd.load_into(net, ckpt)
+            assert torch.equal(net.out.weight, weight)
+            assert torch.equal(net.head.weight, weight)
+        else:
+            with pytest.raises(
+                LayoutError, match=r"head\.weight and out\.weight differ.*one tensor for both.*drop\(\)"
+            ):
+                lazysd.load_into(net, ckpt)
+            lazysd.load_into(net, ckpt.drop("head.weight"), strict=ties == "a parameter" or meta)
+            assert torch.equal(net.head.weight.isnan(), other.isnan())
 
 
 def test_meta_modules_get_memory(tmp_path: Path) -> None:

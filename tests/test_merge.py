@@ -272,6 +272,26 @@ def test_a_slice_has_the_bits_of_the_whole(M: int, N: int, r: int, dtype: torch.
         assert torch.equal(bits(node[cut].materialize()), bits(whole[cut]))
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32, torch.float64])
+def test_float64_factors_are_multiplied_in_float64(dtype: torch.dtype) -> None:
+    """As PEFT does: the update in the factors' dtype, rounded once, when it is added."""
+    base = torch.zeros(1, 1, dtype=dtype)
+    left, right = torch.tensor([[2.0**20 + 1, -(2.0**20)]]).double(), torch.tensor([[2.0**20 - 1], [2.0**20]]).double()
+    for a, b in ((left, right), (left, right.float()), (left.float(), right)):
+        node = build(AddMatmul(1.0), tuple(map(lazysd.from_torch, (base, a, b))))
+        assert node.dtype == dtype
+        assert node.materialize().item() == -1.0  # float32 gives 0
+
+
+def test_complex_factors_are_refused_over_a_real_base() -> None:
+    real, imaginary = torch.zeros(2, 2), torch.full((2, 2), 1j)
+    for parts in ((real, imaginary, real), (real, real, imaginary), (real, imaginary, imaginary)):
+        with pytest.raises(ValueError, match=r"C64.*F32 base"):
+            build(AddMatmul(1.0), tuple(map(lazysd.from_torch, parts)))
+    node = build(AddMatmul(1.0), tuple(map(lazysd.from_torch, (imaginary, real, imaginary))))
+    assert torch.equal(node.materialize(), imaginary)
+
+
 def test_workers_and_budgets_change_no_bit(tmp_path: Path) -> None:
     torch.manual_seed(0)
     shapes = {"gate": (384, 512), "up": (384, 512), "down": (512, 384)}

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from .node import Node
 
 FLOATS = ("F8_E8M0", "F8_E4M3", "F8_E5M2", "F16", "BF16", "F32", "F64")
+_COMPLEX = ("C64",)
 # Which float types hold every value of which others (range and precision both).
 _WIDER = {"F16": ("F32", "F64"), "BF16": ("F32", "F64"), "F32": ("F64",)}
 _WIDER |= {"F8_E4M3": ("F16", "BF16", "F32", "F64"), "F8_E5M2": ("F16", "BF16", "F32", "F64")}
@@ -127,8 +128,8 @@ class Dequantize(Computed):
 class AddMatmul(Computed):
     """base (..., M, N) + scale * A (..., M, r) @ B (..., r, N), in float32, rounded once to the base's dtype.
 
-    A float64 base is added to in float64. The rank's terms are added one after the other, element by element: a matrix
-    product may add in another order for another shape, and the bits would depend on how a tile was cut.
+    In float64 where the base or a factor is. The rank's terms are added one after the other, element by element: a
+    matrix product may add in another order for another shape, and the bits would depend on how a tile was cut.
 
     Source: the LoRA update, W + scale * B A; here in the orientation of the operands given.
     """
@@ -139,6 +140,8 @@ class AddMatmul(Computed):
         base, a, b = inputs
         if a.dims[:-1] != base.dims[:-1] or b.dims != (*base.dims[:-2], a.dims[-1], base.dims[-1]):
             raise ValueError(f"cannot add {list(a.dims)} @ {list(b.dims)} to {list(base.dims)}")
+        if base.code not in _COMPLEX and (a.code in _COMPLEX or b.code in _COMPLEX):
+            raise ValueError(f"cannot add the product of {a.code} and {b.code} factors to a {base.code} base")
         return base.dims, base.code
 
     def operands(self, node: Node, box: Box) -> list[tuple[Node, Box]]:
@@ -149,8 +152,10 @@ class AddMatmul(Computed):
     def compute(self, target: torch.Tensor, operands: list[torch.Tensor], box: Box) -> None:
         import torch
 
-        base = operands[0]
-        a, b = (factor.to(torch.promote_types(base.dtype, torch.float32)) for factor in operands[1:])
+        base, dtype = operands[0], torch.float32
+        for operand in operands:
+            dtype = torch.promote_types(dtype, operand.dtype if operand.dtype.itemsize > 1 else torch.float32)
+        a, b = (factor.to(dtype) for factor in operands[1:])
         total, term = (torch.zeros(base.shape, dtype=a.dtype, device=base.device) for _ in range(2))
         for k in range(a.shape[-1]):
             torch.mul(a[..., k : k + 1], b[..., k : k + 1, :], out=term)
@@ -172,6 +177,10 @@ class Agree(Computed):
     """
 
     names: tuple[str, ...]  # of the inputs, for the error
+    hint: str = (  # why they have to agree, and what to do
+        "but the layout asked for keeps one tensor for both; "
+        "keep both, exactly, at twice the rank: convert(..., merge_rank=True), --merge-rank"
+    )
 
     def infer(self, inputs: Inputs) -> tuple[Dims, str]:
         first = inputs[0]
@@ -192,10 +201,7 @@ class Agree(Computed):
         first, *others = (operand.view(bits) for operand in operands)
         for name, other in zip(self.names[1:], others, strict=True):
             if not torch.equal(first, other):
-                raise LayoutError(
-                    f"{self.names[0]} and {name} differ, but the layout asked for keeps one tensor for both; "
-                    "keep both, exactly, at twice the rank: convert(..., merge_rank=True), --merge-rank"
-                )
+                raise LayoutError(f"{self.names[0]} and {name} differ, {self.hint}")
         target.view(bits).copy_(first)
 
     def describe(self, node: Node) -> str:

@@ -38,6 +38,7 @@ class _Blockwise(Computed):
         split = whole.unflatten(-1, (-1, columns)).unflatten(-3, (-1, rows))  # (…, blocks, rows, blocks, columns)
         largest = split.abs().amax(dim=(-3, -1))
         scales = torch.where(largest > 0, E4M3_MAX / torch.where(largest > 0, largest, 1.0), 1.0)
+        scales = scales.clamp(max=torch.finfo(torch.float32).max)  # no infinity in tiny blocks: 0 has to stay 0
         inverse = 1.0 / scales
         if self.scale_code == "F8_E8M0":
             inverse = torch.exp2(torch.ceil(torch.log2(inverse.clamp(min=torch.finfo(torch.float32).tiny))))
