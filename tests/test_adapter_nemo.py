@@ -171,21 +171,22 @@ def test_paramwrapper(r: int, legacy: bool) -> None:
         assert_same(made, dict(theirs._convert_lora_to_paramwrapper(fqn, tensor, legacy_layout=legacy)))
 
 
-def test_peft_018_is_what_this_class_writes_unasked(caplog: pytest.LogCaptureFixture) -> None:
+def test_the_newest_peft_is_what_this_class_writes_unasked(caplog: pytest.LogCaptureFixture) -> None:
     lora = native_lora(6, 32, 24, 3)
     with caplog.at_level("INFO", logger="lazysd.nemo.lora"):
         made = Qwen3MoeStateDictAdapter(None, moe(6, 24), BACKEND).to_hf(lora)
-    assert_same(made, nemo_adapter(moe(6, 24)).to_hf(lora, legacy_paramwrapper_layout=True))
-    assert "peft-0.18, which PEFT 0.18 to 0.19.0 reads" in caplog.text
-    newer = Qwen3MoeStateDictAdapter(None, moe(6, 24), BACKEND, peft_layout="peft-0.19").to_hf(lora)
-    assert_same(newer, nemo_adapter(moe(6, 24)).to_hf(lora))
+    assert_same(made, nemo_adapter(moe(6, 24)).to_hf(lora))
+    assert "peft-0.19, which PEFT 0.19.1 and later reads" in caplog.text
+    older = Qwen3MoeStateDictAdapter(None, moe(6, 24), BACKEND, peft_layout="peft-0.18").to_hf(lora)
+    assert_same(older, nemo_adapter(moe(6, 24)).to_hf(lora, legacy_paramwrapper_layout=True))
 
 
 def test_the_golden_adapters(golden: Path) -> None:
     ours = Qwen3MoeStateDictAdapter(None, moe(6, 24, 32), BACKEND)
     native = dict(lazysd.open(golden / "lora_native_r3.safetensors"))
     native = {key: node.materialize() for key, node in native.items()}
-    for name, keywords in (("lora_paramwrapper_nemo_r3", {}), ("lora_per_expert_nemo_r3", {"v4_compatible": True})):
+    older = {"peft_layout": "peft-0.18"}
+    for name, keywords in (("lora_paramwrapper_nemo_r3", older), ("lora_per_expert_nemo_r3", {"v4_compatible": True})):
         wanted = {k: node.materialize() for k, node in lazysd.open(golden / f"{name}.safetensors").items()}
         assert_same(ours.to_hf(native, **keywords), wanted)
         assert_same(ours.from_hf(wanted), native)
@@ -209,7 +210,7 @@ def test_undecidable_lora_is_refused_unless_stated(generation: str) -> None:
 
 def test_stated_and_found_generations_that_disagree_are_refused() -> None:
     ours = Qwen3MoeStateDictAdapter(None, moe(6, 24, 32), BACKEND)
-    folded = ours.to_hf(native_lora(6, 32, 24, 3))
+    folded = ours.to_hf(native_lora(6, 32, 24, 3), peft_layout="peft-0.18")
     with pytest.raises(LayoutError, match=r"stated as peft-0\.19, but the shapes only fit peft-0\.18"):
         ours.from_hf(folded, peft_layout="peft-0.19")
     with pytest.raises(LayoutError, match="unknown ParamWrapper layout 'peft-1'"):
@@ -259,8 +260,8 @@ def test_errors_name_both_sides() -> None:
     with pytest.raises(ValueError, match=r"expected \[3, hidden, 10\]"):
         ours.to_hf({"model.layers.0.mlp.experts.gate_and_up_projs": torch.zeros(3, 4, 9)})
     hf = hf_weights(3, 4, 5, torch.float32) | {"model.layers.0.mlp.experts.1.gate_proj.bias": torch.zeros(5)}
-    with pytest.raises(LayoutError, match=r"experts\.1\.gate_proj\.bias"):
-        ours.from_hf(hf)
+    with pytest.raises(LayoutError, match=r"experts\.01\.gate_proj\.weight: numbers .* without leading zeros"):
+        ours.from_hf(hf | {"model.layers.0.mlp.experts.01.gate_proj.weight": torch.zeros(5, 4)})
     biased = moe()
     biased.expert_bias = True
     with pytest.raises(NotImplementedError, match=r"experts\.1\.gate_proj\.bias"):
@@ -340,3 +341,100 @@ def test_nemos_own_config_class() -> None:
     )  # fmt: skip
     hf = hf_weights(3, 4, 5, torch.float32)
     assert_same(Qwen3MoeStateDictAdapter(None, config, BACKEND).from_hf(hf), nemo_adapter(config).from_hf(dict(hf)))
+
+
+EXPERTS = "model.layers.0.mlp.experts."
+STRANGERS = {
+    "extra state": {EXPERTS + "_extra_state": torch.ones(1)},
+    "GPTQ codes": {EXPERTS + "0.gate_proj.qweight": torch.ones(2)},
+    "a scale of inputs": {EXPERTS + "0.gate_proj.input_scale": torch.ones(2)},
+    "a fused key": {EXPERTS + "gate_up_proj": torch.ones(2)},
+    "a bias": {EXPERTS + "1.gate_proj.bias": torch.ones(5)},
+}
+
+
+@pytest.mark.parametrize("extra", STRANGERS)
+def test_what_else_stands_below_the_experts_passes_as_upstream_lets_it(extra: str) -> None:
+    hf = hf_weights(3, 4, 5, torch.float32) | STRANGERS[extra]
+    native = Qwen3MoeStateDictAdapter(None, moe(), BACKEND).from_hf(hf)
+    assert_same(native, nemo_adapter(moe()).from_hf(dict(hf)))
+    assert all(native[key] is value for key, value in STRANGERS[extra].items())
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_a_group_of_several_dtypes_is_cast_first(dtype: torch.dtype) -> None:
+    hf = hf_weights(3, 4, 5, torch.float32)
+    hf[EXPERTS + "1.gate_proj.weight"] = hf[EXPERTS + "1.gate_proj.weight"].half()
+    ours = Qwen3MoeStateDictAdapter(None, moe(), BACKEND, dtype)
+    assert_same(ours.from_hf(hf), nemo_adapter(moe(), dtype).from_hf(dict(hf)))
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_an_fp8_checkpoint_may_hold_an_expert_in_bf16(dtype: torch.dtype) -> None:
+    hf = hf_weights(3, 4, 5, torch.bfloat16)
+    mixed: dict[str, Any] = {}
+    for key, weight in hf.items():
+        if ".experts." in key and ".experts.1." not in key:
+            mixed[key] = weight.to(torch.float8_e4m3fn)
+            mixed[key + "_scale_inv"] = torch.full((1, 1), 0.5)
+        else:
+            mixed[key] = weight
+    plain = {
+        key: (value.float() * 0.5).to(dtype) if value.dtype == torch.float8_e4m3fn else value
+        for key, value in mixed.items()
+        if not key.endswith("_scale_inv")
+    }
+    ours = Qwen3MoeStateDictAdapter(None, moe(), BACKEND, dtype)
+    assert_same(ours.from_hf(mixed), nemo_adapter(moe(), dtype).from_hf(plain))
+
+
+def test_it_is_what_nemos_code_asks_for() -> None:
+    from nemo_automodel.components.checkpoint.state_dict_adapter import StateDictAdapter
+    from nemo_automodel.components.moe.state_dict_mixin import MoESplitExpertsStateDictMixin
+
+    ours, theirs = Qwen3MoeStateDictAdapter(None, moe(), BACKEND), nemo_adapter(moe())
+    assert isinstance(ours, StateDictAdapter)
+    assert isinstance(ours, MoESplitExpertsStateDictMixin)
+    for name in ("_expert_path_segment", "_v5_peft_target_parameters", "_hf_prefix", "_is_gated_moe"):
+        assert getattr(ours, name) == getattr(theirs, name), name
+    for name in ("checkpoint_key_aliases", "supports_low_memory_dcp_load", "view_loaded_native_keys"):
+        assert getattr(ours, name) == getattr(theirs, name), name
+    assert ours._v5_peft_hf_expert_path_segment() == theirs._v5_peft_hf_expert_path_segment()
+    assert ours.iter_checkpoint_load_parts({}) is theirs.iter_checkpoint_load_parts({}) is None
+    for v4 in (False, True):
+        module = "model.layers.0.self_attn.q_proj"
+        assert ours.map_peft_target_module_to_hf(module, v4_compatible=v4) == module
+    public = {name for name in dir(type(theirs)) if not name.startswith("__")}
+    assert public <= set(dir(type(ours)))
+
+
+def test_without_nemo_it_is_a_class_of_its_own() -> None:
+    code = (
+        "import sys; sys.modules['nemo_automodel'] = None\n"
+        "import importlib.util; importlib.util.find_spec = lambda name, *a: None\n"
+        "from lazysd.adapters.nemo import Qwen3MoeStateDictAdapter as A\n"
+        "print([c.__module__.split('.')[0] for c in A.__mro__])\n"
+        "print(A._v5_peft_hf_expert_path_segment(A.__new__(A)), A._expert_path_segment.fget(None))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.stderr == ""
+    assert done.stdout.split("\n")[:2] == ["['lazysd', 'lazysd', 'builtins']", "mlp.experts mlp.experts"]
+
+
+def test_keys_are_known_without_reading(tmp_path: Path) -> None:
+    hf = hf_weights(12, 4, 5, torch.float32)
+    ours, theirs = Qwen3MoeStateDictAdapter(None, moe(12), BACKEND), nemo_adapter(moe(12))
+    native = ours.from_hf(hf)
+    state = {**native, **native_lora(12, 4, 5, 2), EXPERTS + "_extra_state": torch.ones(1)}
+    assert ours.get_hf_state_dict_keys(state) == theirs.get_hf_state_dict_keys(state)
+    meta = {key: torch.empty_like(value, device="meta") for key, value in state.items()}
+    assert ours.get_hf_state_dict_keys(meta) == ours.get_hf_state_dict_keys(state)
+
+
+def test_parameters_keep_wanting_gradients() -> None:
+    made = nemo_adapter(moe()).from_hf(hf_weights(3, 4, 5, torch.float32))
+    native = {key: torch.nn.Parameter(value) for key, value in made.items()}
+    ours, theirs = (a.to_hf(native) for a in (Qwen3MoeStateDictAdapter(None, moe(), BACKEND), nemo_adapter(moe())))
+    assert {key: value.requires_grad for key, value in ours.items()} == {k: v.requires_grad for k, v in theirs.items()}
+    frozen = {key: value.detach() for key, value in native.items()}
+    assert not any(v.requires_grad for v in Qwen3MoeStateDictAdapter(None, moe(), BACKEND).to_hf(frozen).values())

@@ -17,8 +17,8 @@ from ..move.target import is_dtensor
 from ..quantization import block_size, dequantize_pairs, quantize_pairs
 from ..tensor.lazy import LazyTensor
 from ..tensor.wrapping import as_lazy
-from . import grouped, lora
-from .results import finish, views
+from . import grouped, lora, upstream
+from .results import finish, on_meta, views, wanting_grad
 
 if TYPE_CHECKING:
     import torch
@@ -27,11 +27,12 @@ if TYPE_CHECKING:
 _BACKENDS_OF_MODEL_STORAGE = ("gmm", "torch_mm", "torch_mm_mxfp8")
 
 
-class Qwen3MoeStateDictAdapter(lora.ParamWrapperMixin):
+class Qwen3MoeStateDictAdapter(lora.ParamWrapperMixin, *upstream.bases()):  # type: ignore[misc]
     """Convert Qwen3-MoE state dicts between Hugging Face's per-expert keys and NeMo's grouped ones.
 
     Torch tensors in give torch tensors out, lazy tensors (a Checkpoint, say) give a Checkpoint that has read nothing.
-    A tensor that is no expert's comes back as the very same object.
+    A tensor that is no expert's comes back as the very same object. Where nemo-automodel can be imported, this is a
+    subclass of its `MoESplitExpertsStateDictMixin` and `StateDictAdapter`, which its checkpointing asks for.
 
     >>> import torch
     >>> from types import SimpleNamespace
@@ -52,7 +53,7 @@ class Qwen3MoeStateDictAdapter(lora.ParamWrapperMixin):
         moe_config: needs `n_routed_experts`, `moe_inter_dim` and `expert_activation` (or `is_gated`).
         backend: NeMo's backend; where there is one, it says whether grouped tensors are the model's own memory.
         dtype: what `from_hf` casts expert weights to.
-        peft_layout: "peft-0.18" (the default) or "peft-0.19": the ParamWrapper generation that `to_hf` writes.
+        peft_layout: the ParamWrapper generation that `to_hf` writes, "peft-0.18" or "peft-0.19" (as upstream unasked).
     """
 
     def __init__(
@@ -125,13 +126,40 @@ class Qwen3MoeStateDictAdapter(lora.ParamWrapperMixin):
         """
         kwargs |= {"exclude_key_regex": exclude_key_regex, "quantization": quantization}
         result: dict[str, Any] = {}
+        with_grad: list[str] = []
         for fqn, tensor in state_dict.items():
-            result |= self._nodes_of(fqn, tensor, **kwargs)
-        return finish(result, state_dict)
+            made = self._nodes_of(fqn, tensor, **kwargs)
+            result |= made
+            with_grad += made if getattr(tensor, "requires_grad", False) else ()
+        return wanting_grad(finish(result, state_dict), with_grad)
 
     def convert_single_tensor_to_hf(self, fqn: str, tensor: Any, **kwargs: Any) -> list[tuple[str, Any]]:
         """One tensor of `to_hf`, as a list of (key, tensor). Takes the keywords of `to_hf`."""
         return list(finish(self._nodes_of(fqn, tensor, **kwargs), {fqn: tensor}, as_dict=True).items())
+
+    def get_hf_state_dict_keys(self, state_dict: Mapping[str, Any]) -> list[str]:
+        """The keys that `to_hf` would give, in its order. Converts and reads nothing.
+
+        Args:
+            state_dict: native keys to tensors of any kind; only shapes and placements count.
+        """
+        made: dict[str, Any] = {}
+        for fqn, tensor in state_dict.items():
+            made |= self._nodes_of(fqn, on_meta(tensor), exclude_key_regex=r".*_extra_state.*")
+        return list(made)
+
+    @property
+    def checkpoint_key_aliases(self) -> dict[str, str]:
+        """Current key -> older key that a checkpoint may have instead: none in this family."""
+        return {}
+
+    def iter_checkpoint_load_parts(self, model_state_dict: Mapping[str, Any], device_mesh: Any = None) -> None:
+        """None: a checkpoint of this family needs no loading in parts."""
+        return
+
+    def map_peft_target_module_to_hf(self, name: str, *, v4_compatible: bool = False) -> str:
+        """A native module's name as Hugging Face has it: the same, in this family."""
+        return name
 
     def _nodes_of(self, fqn: str, tensor: Any, **kwargs: Any) -> dict[str, Any]:
         """Hugging Face keys and values of one tensor: lazy nodes, views, or the tensor itself where nothing applies."""
@@ -192,6 +220,8 @@ class Qwen3MoeStateDictAdapter(lora.ParamWrapperMixin):
         weights, rest = grouped.pick_weights(rest, experts)
         local = {key: as_lazy(grouped.local_of(value), at_once=True) for key, value in weights.items()}
         split = any(is_dtensor(value) for value in weights.values())
+        if len({node.code for node in local.values()}) > 1:  # an FP8 checkpoint with some experts in BF16, for one
+            local = {key: cast(node, grouped.code_of(self.dtype)) for key, node in local.items()}
         made = apply(grouped.renumber(local, -mine.start), experts.layout, True, {"e": len(mine)})
         result: dict[str, Any] = dict(self._lora_from_hf(rest, **kwargs))
         for key, node in made.items():

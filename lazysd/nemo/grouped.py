@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
 _NATIVE = re.compile(r"(?P<prefix>.*?)(?P<rest>layers\.\d+\.mlp\.experts\.(?:gate_and_up|down)_projs)")
 _BIAS = re.compile(r"(?:^|\.)mlp\.experts\.\d+\.(?:gate_proj|up_proj|down_proj)\.bias$")
+_ODD_NUMBER = re.compile(r"(?:^|\.)layers\.(?:0\d+\.mlp\.experts\.|\d+\.mlp\.experts\.0\d+\.)")
 _EXPERT = re.compile(r"\.mlp\.experts\.(\d+)\.")
 _UNGATED = Rule(EXPERTS + "{e}.up_proj.weight", EXPERTS + "gate_and_up_projs", "[e] i h -> e h i")
 
@@ -146,12 +147,19 @@ def only_experts(tensors: Mapping[str, Any], experts: Experts, ids: range) -> di
 
 
 def pick_weights(tensors: Mapping[str, Any], experts: Experts) -> tuple[dict[str, Any], dict[str, Any]]:
-    """(base weights of experts by Hugging Face key, everything else; keys that are native already are left alone)."""
+    """(base weights of experts by Hugging Face key, everything else).
+
+    What else stands below the experts (`_extra_state`, `.qweight`, `.input_scale`, fused or native keys) is left as it
+    is, as upstream leaves it.
+    """
+    hubs = [parse_key(rule.hf) for rule in experts.layout.rules]
     weights: dict[str, Any] = {}
     rest: dict[str, Any] = {}
     for key, value in tensors.items():
-        is_weight = ".mlp.experts." in key or key.startswith("mlp.experts.")
-        (weights if is_weight and "lora_" not in key and not is_native(key) else rest)[key] = value
+        is_weight = any(hub.match(key) for hub in hubs)
+        if not is_weight and _ODD_NUMBER.search(key):
+            raise LayoutError(f"{key}: numbers of layers and experts are written without leading zeros; rename the key")
+        (weights if is_weight else rest)[key] = value
     return weights, rest
 
 

@@ -74,6 +74,15 @@ class ParamWrapperMixin:
         """The parameters that NeMo's export lists in adapter_config.json."""
         return ("mlp.experts.gate_up_proj", "mlp.experts.down_proj")
 
+    def _v5_peft_hf_expert_path_segment(self) -> str:
+        """The Hugging Face module that owns those parameters."""
+        return self._v5_peft_target_parameters[0].rsplit(".", 1)[0]
+
+    @property
+    def _expert_path_segment(self) -> str:
+        """The native module of the experts, below a layer."""
+        return "mlp.experts"
+
     def _convert_lora_to_paramwrapper(
         self, fqn: str, tensor: Any, legacy_layout: bool | None = None
     ) -> list[tuple[str, Any]]:
@@ -99,7 +108,7 @@ class ParamWrapperMixin:
             layout, rules = self._apart()
             made = apply({fqn: local}, layout, True, {"e": len(ids)}, rules) if ids else {}
             return dict(grouped.renumber(made, ids.start))
-        generation = asked_for(kwargs) or self.peft_layout or OLDER
+        generation = asked_for(kwargs) or self.peft_layout or NEWER
         logger.info("%s: written as %s, which %s reads", fqn, generation, _READERS[generation])
         whole = as_lazy(tensor.full_tensor() if is_dtensor(tensor) else tensor, at_once=True)
         layout, rules = _folded(generation)

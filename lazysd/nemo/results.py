@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from ..checkpoint import Checkpoint
@@ -30,6 +30,22 @@ def finish(made: Mapping[str, Any], given: Mapping[str, Any], as_dict: bool = Fa
     for key, node in nodes.items():
         result[key] = node.wrap(local[key].to(node.home)) if isinstance(node, LazyDTensor) else local[key]
     return result
+
+
+def wanting_grad(made: Any, keys: Iterable[str]) -> Any:
+    """The same results, those under `keys` wanting gradients as the tensors that they were made of do."""
+    for key in keys:
+        value = made[key]
+        if not isinstance(value, LazyTensor) and value.is_leaf and value.is_floating_point():
+            value.requires_grad_(True)
+    return made
+
+
+def on_meta(tensor: Any) -> Any:
+    """The same shape, dtype and placement without data: what keys depend on."""
+    import torch
+
+    return torch.empty_like(tensor, device="meta") if isinstance(tensor, torch.Tensor) else tensor
 
 
 def views(made: Mapping[str, Any]) -> dict[str, Any]:
