@@ -1,93 +1,141 @@
-"""FP8 checkpoints: weights in blocks with their scales, to plain weights and back. Builds nodes; reads nothing."""
+"""Quantised checkpoints: to plain weights and back, by the schemes of lazysd.quant. Builds nodes; reads nothing."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from . import dtypes
 from .checkpoint import Checkpoint
 from .errors import LayoutError
-from .graph.compute import Dequantize
-from .graph.quantize import QuantizeScale, QuantizeWeight
-from .graph.rewrite import build
+from .graph.node import Node
+from .quant import registry
+from .quant.base import Settings
+from .quant.fp8_blocks import BLOCK, block_of, settings_for
+from .quant.fp8_blocks import SCHEME as FP8_BLOCKS
 from .tensor.wrapping import as_lazy
 
-SCALE = "_scale_inv"  # X.weight has its scales in X.weight_scale_inv
-BLOCK = (128, 128)
 _QUANTIZED = re.compile(r"(?:.*\.)?(?:mlp\.experts\.\d+\.(?:gate|up|down)_proj|self_attn\.[qkvo]_proj)\.weight")
+_STATED_IN = ("hf_quant_config.json",)  # side files that say the same as quantization_config
 
 
 def dequantize(checkpoint: Checkpoint, dtype: str = "bf16") -> Checkpoint:
-    """An FP8 checkpoint with plain weights: every `X.weight` and `X.weight_scale_inv` become one `X.weight`.
+    """A quantised checkpoint with plain weights: what stands for a weight (codes, scales, …) becomes the weight.
 
     Nothing is read; the result converts, plans and saves like any other, and its config.json no longer speaks of
-    quantisation. Block sizes come from config.json, so short blocks at the edge are placed right.
+    quantisation. A slice of a decoded weight reads its own codes and scales.
 
         lazysd.quantization.dequantize(lazysd.open("Qwen3-30B-A3B-FP8")).convert("nemo").save("out")
 
     Args:
-        checkpoint: any; without FP8 weights it comes back unchanged.
-        dtype: of the weights that were FP8, "bf16", "f32", ….
+        checkpoint: any; without quantised weights it comes back unchanged.
+        dtype: of the weights that were quantised, "bf16", "f32", ….
 
     Raises:
-        LayoutError: a weight without its scales, scales without their weight, or scales of another shape.
+        LayoutError: a weight without its scales, scales without their weight or of another shape, or a format that
+            lazysd does not decode; its quant_method is named.
     """
-    quantized = (checkpoint.config or {}).get("quantization_config")
-    block = block_size(checkpoint.config)
-    tensors = dequantize_pairs(checkpoint, dtypes.parse(dtype), block)
-    if quantized is None or tensors == dict(checkpoint):
+    code = dtypes.parse(dtype)
+    config = checkpoint.config
+    settings = registry.settings_of(config)
+    tensors = decode_tensors(checkpoint, code, settings)
+    if tensors.keys() == checkpoint.keys() and all(tensors[key] is node for key, node in checkpoint.items()):
+        if (method := registry.method_of(settings)) is not None and not _is_known(method):
+            raise LayoutError(
+                f"config.json says quant_method {method!r}, which lazysd does not decode; it can carry these weights "
+                "as they are (convert without --dtype), or decode them with the tool that wrote them"
+            )
+        return checkpoint
+    if config is None:
         return checkpoint.like(tensors)
-    config = {name: value for name, value in (checkpoint.config or {}).items() if name != "quantization_config"}
-    return checkpoint.like(tensors, config=config, json_files={**checkpoint.facts.json_files, "config.json": config})
+    plain = _plain_config(config, dtypes.DTYPES[code].torch_name or "bfloat16")
+    kept = [path for path in checkpoint.facts.side_files if path.name not in _STATED_IN]
+    files = {name: said for name, said in checkpoint.facts.json_files.items() if name not in _STATED_IN}
+    return checkpoint.like(tensors, config=plain, json_files={**files, "config.json": plain}, side_files=kept)
+
+
+def _is_known(method: str) -> bool:
+    return any(method in scheme.methods for scheme in registry.schemes())
+
+
+def _plain_config(config: Mapping[str, Any], torch_name: str) -> dict[str, Any]:
+    """config.json of the decoded weights: no word of quantisation, and the dtype that they have now."""
+    spoken = ("quantization_config", "compression_config")
+    plain: dict[str, Any] = {}
+    for name, value in config.items():
+        if isinstance(value, Mapping) and any(word in value for word in spoken):
+            value = {inner: said for inner, said in value.items() if inner not in spoken}
+        if name not in spoken:
+            plain[name] = value
+    named = [name for name in ("dtype", "torch_dtype") if name in plain] or ["dtype"]
+    return {**plain, **dict.fromkeys(named, torch_name)}
+
+
+class _Wrapped(Mapping[str, Node]):
+    """Values of any kind, each made a node when it is asked for."""
+
+    def __init__(self, values: Mapping[str, Any]):
+        self._values = values
+
+    def __getitem__(self, key: str) -> Node:
+        return as_lazy(self._values[key])
+
+    def __contains__(self, key: object) -> bool:
+        return key in self._values
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._values)
+
+    def __len__(self) -> int:
+        return len(self._values)
+
+
+def decode_tensors(tensors: Mapping[str, Any], code: str, settings: Settings) -> dict[str, Any]:
+    """Every quantised weight as one lazy node of dtype `code`, where its codes stood; other values are handed back.
+
+    Args:
+        tensors: lazy or torch tensors.
+        code: the safetensors code of the decoded weights.
+        settings: what quantization_config says.
+
+    Raises:
+        LayoutError: as dequantize.
+    """
+    nodes = _Wrapped(tensors)
+    weights = registry.find(nodes, settings)
+    at = {weight.parts["codes"]: weight for weight in weights}
+    parts = set(registry.parts_of(weights))
+    result: dict[str, Any] = {}
+    for key, value in tensors.items():
+        if key in at:
+            result[at[key].key] = registry.decode(at[key], nodes, code, settings)
+        elif key not in parts:
+            if key.endswith(".weight") and _code(value) in ("F8_E4M3", "F8_E5M2"):
+                raise LayoutError(
+                    f"{key} is {_code(value)}, but {key}_scale_inv is missing; "
+                    "raw FP8 codes without scales mean nothing"
+                )
+            result[key] = value
+    return result
 
 
 def block_size(config: Any) -> tuple[int, int]:
-    """The rows and columns of a block, from config.json (or a transformers config); 128 x 128 if it does not say."""
-    table = config if isinstance(config, Mapping) else vars(config) if hasattr(config, "__dict__") else {}
-    quantized = table.get("quantization_config")
-    if quantized is not None and not isinstance(quantized, Mapping):
-        quantized = vars(quantized)
-    size = (quantized or {}).get("weight_block_size")
-    if size is None:
-        return BLOCK
-    if not (isinstance(size, (list, tuple)) and len(size) == 2 and all(isinstance(n, int) and n > 0 for n in size)):
-        raise LayoutError(f"config.json: weight_block_size is {size!r}, expected two positive numbers")
-    return size[0], size[1]
+    """The rows and columns of an FP8 block, from config.json (or a transformers config); 128 x 128 if it says none."""
+    return block_of(registry.settings_of(config)) or BLOCK
 
 
 def dequantize_pairs(tensors: Mapping[str, Any], code: str, block: tuple[int, int] = BLOCK) -> dict[str, Any]:
-    """Every weight with scales as one lazy node of dtype `code`; values that belong to no pair are handed back."""
-    scales = {key for key in tensors if key.endswith(SCALE)}
-    if alone := [key for key in scales if key.removesuffix(SCALE) not in tensors]:
-        raise LayoutError(
-            f"{min(alone)} (and {len(alone) - 1} more): scales whose weight is missing; is a shard missing?"
-        )
-    result: dict[str, Any] = {}
-    for key, value in tensors.items():
-        if key in scales:
-            continue
-        if key + SCALE not in scales:
-            if key.endswith(".weight") and _code(value) in ("F8_E4M3", "F8_E5M2"):
-                raise LayoutError(
-                    f"{key} is {_code(value)}, but {key + SCALE} is missing; its codes mean nothing alone"
-                )
-            result[key] = value
-            continue
-        if _code(value) not in ("F8_E4M3", "F8_E5M2"):
-            raise LayoutError(f"{key} has scales, but is {_code(value)} and not FP8; lazysd does not know this format")
-        try:
-            result[key] = build(Dequantize(block, code), (as_lazy(value), as_lazy(tensors[key + SCALE])))
-        except ValueError as error:
-            raise LayoutError(f"{key}: {error}; block sizes come from weight_block_size in config.json") from error
-    return result
+    """Every FP8 weight with scales as one lazy node of dtype `code`; values that belong to no pair are handed back."""
+    return decode_tensors(tensors, code, settings_for(block))
 
 
 def quantize_pairs(
     tensors: Mapping[str, Any], block: tuple[int, int] = BLOCK, scale_code: str = "F32"
 ) -> dict[str, Any]:
     """Expert and attention projections as FP8 codes and scales (lazy nodes); other values are handed back."""
+    settings = {**settings_for(block), "scale_fmt": "ue8m0" if scale_code == "F8_E8M0" else "float"}
+    (form, *_) = FP8_BLOCKS.forms
     result: dict[str, Any] = {}
     for key, value in tensors.items():
         if _QUANTIZED.fullmatch(key) is None or _code(value) in ("F8_E4M3", "F8_E5M2"):
@@ -96,8 +144,8 @@ def quantize_pairs(
         weight = as_lazy(value)
         if weight.ndim != 2:
             raise LayoutError(f"{key} is {list(weight.dims)}; only matrices are quantised in blocks")
-        result[key] = build(QuantizeWeight(block, scale_code), (weight,))
-        result[key + SCALE] = build(QuantizeScale(block, scale_code), (weight,))
+        stem = key.removesuffix(form.weight)
+        result |= {stem + form.required[role]: node for role, node in FP8_BLOCKS.encode(weight, settings).items()}
     return result
 
 
@@ -106,4 +154,4 @@ def _code(value: Any) -> str:
     return "no tensor" if dtype is None else value.code if hasattr(value, "code") else dtypes.from_torch(dtype)
 
 
-__all__ = ["block_size", "dequantize", "dequantize_pairs", "quantize_pairs"]
+__all__ = ["block_size", "decode_tensors", "dequantize", "dequantize_pairs", "quantize_pairs"]

@@ -14,10 +14,10 @@ from safetensors.torch import save_file
 import lazysd
 from lazysd.cli.main import main
 from lazysd.errors import LayoutError
-from lazysd.graph.compute import Dequantize
-from lazysd.graph.quantize import QuantizeScale, QuantizeWeight
 from lazysd.graph.rewrite import build
 from lazysd.nemo.adapter import Qwen3MoeStateDictAdapter
+from lazysd.quant.fp8_encoding import QuantizeScale, QuantizeWeight
+from lazysd.quant.scaled import Dequantize
 from lazysd.quantization import dequantize
 
 FP8 = torch.float8_e4m3fn

@@ -13,7 +13,7 @@ from ..checkpoint import Checkpoint
 from ..errors import LayoutError
 from ..graph.rewrite import cast
 from ..opening import open as open_checkpoint
-from ..quantization import SCALE, dequantize
+from ..quantization import dequantize
 from ..sizes import parse_size
 from ..tensor.lazy import LazyTensor
 
@@ -64,7 +64,7 @@ def add_conversion(parser: argparse.ArgumentParser, required: bool = True) -> No
         "--dtype",
         type=dtype,
         metavar="DTYPE",
-        help="cast floating-point tensors, e.g. bf16; FP8 blocks are dequantised",
+        help="cast floating-point tensors, e.g. bf16; quantised weights are decoded",
     )
     add_adapter_numbers(parser)
     parser.add_argument(
@@ -124,8 +124,8 @@ def opened(path: str, args: argparse.Namespace) -> Checkpoint:
 
 
 def converted(checkpoint: Checkpoint, args: argparse.Namespace) -> Checkpoint:
-    """The checkpoint in the layout and dtype asked for; FP8 weights and their scales become plain weights of it."""
-    if args.dtype and any(key.endswith(SCALE) for key in checkpoint):
+    """The checkpoint in the layout and dtype asked for; quantised weights become plain weights of it."""
+    if args.dtype:
         checkpoint = dequantize(checkpoint, args.dtype)
     if args.to:
         given = stated(args)

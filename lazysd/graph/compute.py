@@ -71,59 +71,6 @@ class Cast(Computed):
         return f"cast from {dtypes.DTYPES[node.inputs[0].code].label}"
 
 
-def block_counts(dims: Dims, block: tuple[int, int]) -> Dims:
-    """Shape of the scales of a block-quantised tensor: the last two axes in blocks, the last block may be short."""
-    return (*dims[:-2], -(-dims[-2] // block[0]), -(-dims[-1] // block[1]))
-
-
-@dataclass(frozen=True, slots=True)
-class Dequantize(Computed):
-    """Block-quantised weight (..., R, C) times its scales (..., ceil(R/rows), ceil(C/columns)), in float32, then cast.
-
-    Source: DeepSeek-V3 / Qwen3 FP8 checkpoints, `weight` and `weight_scale_inv`, `weight_block_size` in config.json.
-    """
-
-    block: tuple[int, int]
-    code: str
-
-    @property
-    def align(self) -> int:  # type: ignore[override]
-        return self.block[0]
-
-    def infer(self, inputs: Inputs) -> tuple[Dims, str]:
-        weight, scale = inputs
-        if weight.ndim < 2 or scale.dims != block_counts(weight.dims, self.block):
-            expected = list(block_counts(weight.dims, self.block)) if weight.ndim >= 2 else "a matrix"
-            raise ValueError(
-                f"weight {list(weight.dims)} in blocks of {list(self.block)} needs scales {expected}, "
-                f"got {list(scale.dims)}"
-            )
-        return weight.dims, self.code
-
-    def operands(self, node: Node, box: Box) -> list[tuple[Node, Box]]:
-        weight, scale = node.inputs
-        blocks = tuple(
-            range(axis[0] // size, axis[-1] // size + 1) for axis, size in zip(box[-2:], self.block, strict=True)
-        )
-        return [(weight, box), (scale, box[:-2] + blocks)]
-
-    def compute(self, target: torch.Tensor, operands: list[torch.Tensor], box: Box) -> None:
-        import torch
-
-        weight, scale = operands
-        factors = scale.float()
-        for dim, axis, size in zip((-2, -1), box[-2:], self.block, strict=True):
-            which = torch.tensor([at // size - axis[0] // size for at in axis], device=factors.device)
-            factors = factors.index_select(dim % factors.dim(), which)
-        target.copy_(weight.float() * factors)
-
-    def lossy(self, node: Node) -> str | None:
-        return f"dequantise {dtypes.DTYPES[node.inputs[0].code].label} -> {dtypes.DTYPES[self.code].label}"
-
-    def describe(self, node: Node) -> str:
-        return f"dequantised in blocks of {self.block[0]} x {self.block[1]}"
-
-
 @dataclass(frozen=True, slots=True)
 class AddMatmul(Computed):
     """base (..., M, N) + scale * A (..., M, r) @ B (..., r, N), in float32, rounded once to the base's dtype.

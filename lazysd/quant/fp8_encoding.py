@@ -9,16 +9,16 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from .. import dtypes
-from .base import Inputs
-from .boxes import Box, Dims
-from .compute import Computed, block_counts
+from ..graph.base import Inputs
+from ..graph.boxes import Box, Dims
+from ..graph.compute import Computed
+from .codes import E4M3_MAX
+from .scaled import block_counts
 
 if TYPE_CHECKING:
     import torch
 
-    from .node import Node
-
-E4M3_MAX = 448.0  # the largest float8_e4m3fn
+    from ..graph.node import Node
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,0 +1,101 @@
+"""What a scheme is: how one few-bit format names its tensors, decodes them, and encodes weights.
+
+A scheme is one file of this folder with a module-level `SCHEME`. It works on nodes, and reads nothing: the ops that it
+builds say which codes and scales a slice needs.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from types import MappingProxyType
+from typing import Any, ClassVar, NoReturn
+
+from .. import dtypes
+from ..errors import LayoutError
+from ..graph.node import Node
+
+Parts = Mapping[str, Node]  # role ("codes", "scale", …) -> tensor
+Settings = Mapping[str, Any]  # what quantization_config says; empty where there is none
+
+
+@dataclass(frozen=True, slots=True)
+class Form:
+    """How a scheme names the tensors of one weight: what follows a shared beginning."""
+
+    weight: str  # of the plain weight, ".weight"
+    required: Mapping[str, str]  # role -> what follows; "codes" is one of them
+    optional: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))
+    anchor: str = "scale"  # the role whose name tells that this may be a quantised weight
+    common: bool = False  # whether the anchor's name is also used for other things
+
+    @property
+    def suffixes(self) -> dict[str, str]:
+        """Every role and what its name ends in."""
+        return {**self.required, **self.optional}
+
+
+@dataclass(frozen=True, slots=True)
+class Weight:
+    """One quantised weight of a checkpoint."""
+
+    key: str  # of the plain weight it stands for
+    scheme: Scheme
+    parts: Mapping[str, str]  # role -> key of the tensor
+
+    def nodes(self, tensors: Mapping[str, Node]) -> dict[str, Node]:
+        """The tensors by their roles."""
+        return {role: tensors[key] for role, key in self.parts.items()}
+
+
+class Scheme(ABC):
+    """A few-bit format."""
+
+    name: ClassVar[str]  # what people call it, "fp8-blocks"
+    methods: ClassVar[tuple[str, ...]]  # values of quant_method that may mean it
+    forms: ClassVar[tuple[Form, ...]]
+    wants: ClassVar[str]  # what the codes have to be, for errors: "FP8"
+
+    @abstractmethod
+    def fits(self, parts: Parts, settings: Settings) -> bool:
+        """Whether tensors named as a form of this scheme can be its: dtypes and shapes, not values."""
+
+    @abstractmethod
+    def decode(self, parts: Parts, code: str, settings: Settings) -> Node:
+        """The plain weight, of dtype `code`. ValueError where the shapes do not fit."""
+
+    def dims(self, parts: Parts, settings: Settings) -> tuple[int, ...]:
+        """The shape of the plain weight."""
+        return self.decode(parts, "BF16", settings).dims
+
+    def encode(self, node: Node, settings: Settings) -> dict[str, Node]:
+        """The tensors that stand for a plain weight, by their roles. LayoutError where lazysd only decodes."""
+        self.refuse("write")
+
+    def written_config(self, settings: Settings) -> dict[str, Any]:
+        """The quantization_config of a checkpoint whose weights were encoded with these settings."""
+        self.refuse("write")
+
+    def refuse(self, verb: str) -> NoReturn:
+        raise LayoutError(f"lazysd does not {verb} {self.name} weights; write them with the tool that reads them")
+
+
+def expect(parts: Parts, role: str, *codes: str) -> bool:
+    """Whether a part has one of these dtypes."""
+    return parts[role].code in codes
+
+
+def label(node: Node) -> str:
+    """A tensor for people: U8[4, 16]."""
+    return f"{node.code}{list(node.dims)}"
+
+
+FLOATS = ("F16", "BF16", "F32", "F64")
+FP8 = ("F8_E4M3", "F8_E5M2", "F8_E4M3FNUZ", "F8_E5M2FNUZ")
+
+
+def bits_per_weight(parts: Mapping[str, Node], count: int) -> float:
+    """Bits that a weight's tensors take, for each of its `count` values."""
+    stored = sum(node.numel() * dtypes.DTYPES[node.code].bits for node in parts.values())
+    return stored / count if count else 0.0

@@ -1,0 +1,155 @@
+"""Which weights of a checkpoint are quantised, and by which scheme. Schemes are the files of this folder."""
+
+from __future__ import annotations
+
+import importlib
+import pkgutil
+from collections.abc import Iterable, Iterator, Mapping
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from ..errors import LayoutError
+from ..graph.node import Node
+from .base import Form, Scheme, Settings, Weight
+
+Claim = tuple[Scheme, Form]
+
+
+@cache
+def schemes() -> tuple[Scheme, ...]:
+    """Every scheme there is, by name."""
+    folder = str(Path(__file__).parent)
+    modules = (importlib.import_module(f"{__package__}.{info.name}") for info in pkgutil.iter_modules([folder]))
+    found = [module.SCHEME for module in modules if hasattr(module, "SCHEME")]
+    return tuple(sorted(found, key=lambda scheme: scheme.name))
+
+
+def get(name: str) -> Scheme:
+    """A scheme by its name. Raises ValueError, naming those there are."""
+    for scheme in schemes():
+        if scheme.name == name:
+            return scheme
+    raise ValueError(f"unknown scheme {name!r}; there are {', '.join(scheme.name for scheme in schemes())}")
+
+
+def settings_of(config: Any) -> Mapping[str, Any]:
+    """quantization_config of a config.json, at its top or in the config of a part, or of a transformers config."""
+    table = config if isinstance(config, Mapping) else vars(config) if hasattr(config, "__dict__") else {}
+    for place in (table, *(part for part in table.values() if isinstance(part, Mapping))):
+        for name in ("quantization_config", "compression_config"):
+            said = place.get(name)
+            if said is not None:
+                return said if isinstance(said, Mapping) else vars(said)
+    return {}
+
+
+def method_of(settings: Settings) -> str | None:
+    """quant_method, as text; None where nothing is said."""
+    said = settings.get("quant_method")
+    return None if said is None else str(getattr(said, "value", said))
+
+
+@cache
+def _anchors() -> dict[str, tuple[Claim, ...]]:
+    """What a name ends in, and whose weight that may tell of; longer ends first."""
+    found: dict[str, list[Claim]] = {}
+    for scheme in schemes():
+        for form in scheme.forms:
+            found.setdefault(form.suffixes[form.anchor], []).append((scheme, form))
+    return {end: tuple(found[end]) for end in sorted(found, key=len, reverse=True)}
+
+
+def find(tensors: Mapping[str, Node], settings: Settings) -> list[Weight]:
+    """Every quantised weight, in the order of the keys. Reads no tensor data.
+
+    Raises LayoutError: scales without their weight, codes of another type, two schemes that fit one weight.
+    """
+    anchors = _anchors()
+    ends = tuple(anchors)
+    result: list[Weight] = []
+    taken: dict[str, str] = {}
+    for key in tensors:
+        if not key.endswith(ends):
+            continue
+        claims = [(end, claim) for end in ends if key.endswith(end) for claim in anchors[end]]
+        weight = _claimed(key, claims, tensors, settings)
+        if weight is None or weight.key in taken:
+            continue
+        if weight.key in tensors and weight.key not in weight.parts.values():
+            raise LayoutError(f"{key} stands for {weight.key}, which is there as well; leave one of them out")
+        taken[weight.key] = key
+        result.append(weight)
+    return result
+
+
+def _claimed(
+    key: str, claims: Iterable[tuple[str, Claim]], tensors: Mapping[str, Node], settings: Settings
+) -> Weight | None:
+    """The weight that a key tells of; None where it is something else."""
+    claims = list(claims)
+    fitting: dict[str, Weight] = {}
+    for end, (scheme, form) in claims:
+        weight = _weight(key.removesuffix(end), scheme, form, tensors)
+        if weight is not None and scheme.name not in fitting and scheme.fits(weight.nodes(tensors), settings):
+            fitting[scheme.name] = weight
+    method = method_of(settings)
+    if len(fitting) > 1:  # names and shapes fit several; what config.json says, then who uses more of the tensors
+        named = {name: weight for name, weight in fitting.items() if method in weight.scheme.methods}
+        fitting = named or fitting
+        most = max(len(weight.parts) for weight in fitting.values())
+        fitting = {name: weight for name, weight in fitting.items() if len(weight.parts) == most}
+    if len(fitting) == 1:
+        return next(iter(fitting.values()))
+    if fitting:
+        raise LayoutError(
+            f"{key}: fits the schemes {', '.join(fitting)}; say which it is with quant_method in config.json"
+        )
+    if all(form.common and method not in scheme.methods for _, (scheme, form) in claims):
+        return None
+    _explain(key, claims, tensors, method)
+    return None
+
+
+def _weight(stem: str, scheme: Scheme, form: Form, tensors: Mapping[str, Node]) -> Weight | None:
+    if any(stem + end not in tensors for end in form.required.values()):
+        return None
+    parts = {role: stem + end for role, end in form.suffixes.items() if stem + end in tensors}
+    return Weight(stem + form.weight, scheme, parts)
+
+
+def _explain(key: str, claims: list[tuple[str, Claim]], tensors: Mapping[str, Node], method: str | None) -> None:
+    """Say why a key that looks like part of a quantised weight is none."""
+    missing: list[tuple[str, Form, list[str]]] = []
+    for end, (scheme, form) in claims:
+        if form.common and method not in scheme.methods:
+            continue
+        stem = key.removesuffix(end)
+        codes = stem + form.required["codes"]
+        lacking = [stem + other for other in form.required.values() if stem + other not in tensors]
+        if not lacking:
+            raise LayoutError(
+                f"{codes} has scales, but is {tensors[codes].code} and not {scheme.wants}; "
+                "lazysd does not know this format"
+            )
+        missing.append((codes, form, lacking))
+    codes, form, lacking = min(missing, key=lambda found: len(found[2]))
+    if codes in lacking and form.anchor != "codes":
+        alone = f"{key}: scales whose weight is missing"
+    else:
+        alone = f"{key} means nothing without {' and '.join(lacking)}, missing here"
+    raise LayoutError(f"{alone}; is a shard missing?")
+
+
+def decode(weight: Weight, tensors: Mapping[str, Node], code: str, settings: Settings) -> Node:
+    """The plain weight, of dtype `code`, as a node. Raises LayoutError with its name where the tensors do not fit."""
+    try:
+        return weight.scheme.decode(weight.nodes(tensors), code, settings)
+    except (ValueError, LayoutError) as error:
+        hint = "; block sizes come from weight_block_size in config.json" if "blocks of" in str(error) else ""
+        raise LayoutError(f"{weight.key} ({weight.scheme.name}): {error}{hint}") from error
+
+
+def parts_of(weights: Iterable[Weight]) -> Iterator[str]:
+    """The keys of all tensors of some weights."""
+    return (key for weight in weights for key in weight.parts.values())

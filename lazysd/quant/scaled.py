@@ -1,0 +1,101 @@
+"""Codes times scales in blocks: what FP8, INT8 and unpacked integer weights are decoded by."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from .. import dtypes
+from ..graph.base import Inputs
+from ..graph.boxes import Box, Dims
+from ..graph.compute import Computed
+from .codes import byte_values, lookup, scales_as_float
+
+if TYPE_CHECKING:
+    import torch
+
+    from ..graph.node import Node
+
+EIGHT_BITS = ("F8_E4M3", "F8_E5M2", "F8_E4M3FNUZ", "F8_E5M2FNUZ", "I8", "U8")
+
+
+def block_counts(dims: Dims, block: tuple[int, int]) -> Dims:
+    """Shape of the scales of a block-quantised tensor: the last two axes in blocks, the last block may be short."""
+    return (*dims[:-2], -(-dims[-2] // block[0]), -(-dims[-1] // block[1]))
+
+
+def blocks_of(axis: range, size: int) -> range:
+    """The blocks of `size` indices that an axis of a box touches; every one of them where it steps by whole blocks."""
+    if not axis:
+        return range(0)
+    if axis.step > size and axis.step % size == 0:
+        return range(axis[0] // size, axis[-1] // size + 1, axis.step // size)
+    return range(axis[0] // size, axis[-1] // size + 1)
+
+
+def spread(scales: torch.Tensor, dim: int, axis: range, size: int) -> torch.Tensor:
+    """Scales of the blocks `blocks_of(axis, size)` along `dim`, one an index of `axis`, or one for all."""
+    import torch
+
+    blocks = blocks_of(axis, size)
+    if len(blocks) == 1:
+        return scales
+    which = torch.tensor([(at // size - blocks.start) // blocks.step for at in axis], device=scales.device)
+    return scales.index_select(dim % scales.dim(), which)
+
+
+@dataclass(frozen=True, slots=True)
+class Dequantize(Computed):
+    """Codes (..., R, C) times scales (..., ceil(R/rows), ceil(C/columns)), in float32, rounded once to `code`.
+
+    A zero point is taken from the codes first: `zero`, or a third input in the same blocks as the scales.
+
+    Source: DeepSeek-V3 / Qwen3 FP8 checkpoints (`weight`, `weight_scale_inv`, `weight_block_size` in config.json).
+    """
+
+    block: tuple[int, int]
+    code: str
+    zero: int = 0
+
+    @property
+    def align(self) -> int:  # type: ignore[override]
+        return self.block[0]
+
+    def infer(self, inputs: Inputs) -> tuple[Dims, str]:
+        weight, *others = inputs
+        for other in others:
+            if weight.ndim < 2 or other.dims != block_counts(weight.dims, self.block):
+                expected = list(block_counts(weight.dims, self.block)) if weight.ndim >= 2 else "a matrix"
+                raise ValueError(
+                    f"weight {list(weight.dims)} in blocks of {list(self.block)} needs scales {expected}, "
+                    f"got {list(other.dims)}"
+                )
+        if weight.code not in EIGHT_BITS:
+            raise ValueError(f"codes are {weight.code}, expected one of {', '.join(EIGHT_BITS)}")
+        return weight.dims, self.code
+
+    def operands(self, node: Node, box: Box) -> list[tuple[Node, Box]]:
+        weight, *others = node.inputs
+        blocks = tuple(blocks_of(axis, size) for axis, size in zip(box[-2:], self.block, strict=True))
+        return [(weight, box), *((other, box[:-2] + blocks) for other in others)]
+
+    def compute(self, target: torch.Tensor, operands: list[torch.Tensor], box: Box) -> None:
+        weight, scale, *zeros = operands
+        values = lookup(byte_values(dtypes.from_torch(weight.dtype), weight.device), weight)
+        if zeros:
+            numbers = lookup(byte_values(dtypes.from_torch(zeros[0].dtype), weight.device), zeros[0])
+            values -= self._spread(numbers, box)
+        elif self.zero:
+            values -= self.zero
+        values *= self._spread(scales_as_float(scale), box)
+        target.copy_(values)
+
+    def _spread(self, scales: torch.Tensor, box: Box) -> torch.Tensor:
+        columns = spread(scales, -1, box[-1], self.block[1])
+        return spread(columns, -2, box[-2], self.block[0])
+
+    def lossy(self, node: Node) -> str | None:
+        return f"dequantise {dtypes.DTYPES[node.inputs[0].code].label} -> {dtypes.DTYPES[self.code].label}"
+
+    def describe(self, node: Node) -> str:
+        return f"dequantised in blocks of {self.block[0]} x {self.block[1]}"

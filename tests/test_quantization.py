@@ -1,0 +1,109 @@
+"""Whole quantised checkpoints: found, decoded, refused by name, with the config.json that the result has."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+import lazysd
+from lazysd.cli.main import main
+from lazysd.errors import LayoutError
+from lazysd.quantization import dequantize
+
+
+def folder(path: Path, tensors: dict[str, torch.Tensor], **config: Any) -> Path:
+    path.mkdir()
+    save_file(tensors, path / "model.safetensors", metadata={"format": "pt"})
+    (path / "config.json").write_text(json.dumps(config))
+    return path
+
+
+def nvfp4(module: str) -> dict[str, torch.Tensor]:
+    return {
+        f"{module}.weight": torch.randint(0, 256, (8, 16), dtype=torch.uint8),
+        f"{module}.weight_scale": torch.rand(8, 2).to(torch.float8_e4m3fn),
+        f"{module}.weight_scale_2": torch.tensor(0.01),
+        f"{module}.input_scale": torch.tensor(1.0),
+    }
+
+
+def test_config_json_of_decoded_weights(tmp_path: Path) -> None:
+    tensors = nvfp4("model.layers.0.mlp.up_proj") | {"model.norm.weight": torch.ones(8)}
+    said = {"quant_method": "modelopt", "quant_algo": "NVFP4"}
+    source = folder(tmp_path / "a", tensors, model_type="x", torch_dtype="float16", quantization_config=said)
+    (source / "hf_quant_config.json").write_text(json.dumps({"quantization": said}))
+    plain = dequantize(lazysd.open(source), "f32")
+    assert {key: (node.code, node.dims) for key, node in plain.items()} == {
+        "model.layers.0.mlp.up_proj.weight": ("F32", (8, 32)),
+        "model.norm.weight": ("F32", (8,)),
+    }
+    plain.save(tmp_path / "out")
+    assert json.loads((tmp_path / "out/config.json").read_text()) == {"model_type": "x", "torch_dtype": "float32"}
+    assert not (tmp_path / "out/hf_quant_config.json").exists()
+
+
+def test_what_a_part_of_config_json_says(tmp_path: Path) -> None:
+    said = {"quant_method": "fp8", "weight_block_size": [4, 8]}
+    tensors = {"a.weight": torch.randn(6, 8).to(torch.float8_e4m3fn), "a.weight_scale_inv": torch.rand(2, 1)}
+    source = folder(tmp_path / "a", tensors, text_config={"n": 1, "quantization_config": said})
+    plain = dequantize(lazysd.open(source))
+    wanted = tensors["a.weight"].float() * tensors["a.weight_scale_inv"].repeat_interleave(4, 0)[:6]
+    assert torch.equal(plain["a.weight"].materialize(), wanted.bfloat16())
+    assert plain.config == {"text_config": {"n": 1}, "dtype": "bfloat16"}
+
+
+@pytest.mark.parametrize("method", ["bitsandbytes", "hqq"])
+def test_formats_that_are_not_decoded_are_named_and_carried(
+    tmp_path: Path, method: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    tensors = {"a.weight": torch.randint(0, 256, (32, 1), dtype=torch.uint8), "b.weight": torch.ones(2)}
+    if method == "bitsandbytes":
+        tensors |= {"a.weight.absmax": torch.rand(1), "a.weight.quant_map": torch.rand(16)}
+        tensors |= {"a.weight.quant_state.bitsandbytes__nf4": torch.zeros(9, dtype=torch.uint8)}
+    source = folder(tmp_path / "a", tensors, quantization_config={"quant_method": method})
+    with pytest.raises(LayoutError, match=method):
+        dequantize(lazysd.open(source))
+    assert main(["convert", str(source), str(tmp_path / "out"), "--to", "hf", "--dtype", "bf16"]) == 3
+    assert method in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+    lazysd.open(source).save(tmp_path / "out")
+    for key, node in lazysd.open(tmp_path / "out").items():
+        assert torch.equal(node.materialize(), tensors[key])
+
+
+def test_pieces_of_a_weight_that_are_missing() -> None:
+    from lazysd.quantization import decode_tensors
+
+    tensors = nvfp4("q")
+    without = {key: tensor for key, tensor in tensors.items() if not key.endswith("scale_2")}
+    with pytest.raises(LayoutError, match=r"q\.weight has scales, but is U8 and not FP8 or I8"):
+        decode_tensors(without, "BF16", {})
+    packed = {"q.qweight": torch.zeros(4, 8, dtype=torch.int32), "q.scales": torch.ones(1, 8)}
+    with pytest.raises(LayoutError, match=r"q\.qweight means nothing without q\.qzeros, missing here"):
+        decode_tensors(packed, "BF16", {})
+    with pytest.raises(LayoutError, match=r"stands for q\.weight, which is there as well"):
+        decode_tensors(
+            packed | {"q.qzeros": torch.zeros(1, 1, dtype=torch.int32), "q.weight": torch.ones(1)}, "BF16", {}
+        )
+    with pytest.raises(LayoutError, match=r"m_blocks means nothing without m_scales"):
+        decode_tensors({"m_blocks": torch.zeros(1, dtype=torch.uint8)}, "BF16", {"quant_method": "mxfp4"})
+    assert list(decode_tensors({"m_blocks": torch.zeros(1)}, "BF16", {})) == ["m_blocks"]
+
+
+def test_slices_read_their_own_codes_and_scales(tmp_path: Path) -> None:
+    blocks = torch.randint(0, 256, (2, 6, 3, 16), dtype=torch.uint8)
+    scales = torch.full((2, 6, 3), 120, dtype=torch.uint8)
+    tensors = {"x.down_proj_blocks": blocks, "x.down_proj_scales": scales}
+    source = folder(tmp_path / "a", tensors, quantization_config={"quant_method": "mxfp4"})
+    plain = dequantize(lazysd.open(source))["x.down_proj"]
+    assert plain.dims == (2, 96, 6)
+    assert sum(nbytes for _, _, nbytes in plain.reads()) == blocks.numel() + scales.numel()
+    part = plain[1, 32:64, 2]
+    assert [nbytes for _, _, nbytes in part.reads()] == [16, 1]
+    assert torch.equal(part.materialize(), plain.materialize()[1, 32:64, 2])
+    assert [nbytes for _, _, nbytes in plain[0, 95:, 5].reads()] == [1, 1]
