@@ -34,8 +34,9 @@ NO_LORA = _FP8 | dict.fromkeys(("lora_gate_and_up_A", "lora_gate_and_up_B", "lor
 
 def native(names: LoraNames) -> tuple[Rule, ...]:
     """NeMo's grouped tensors, which are the hub."""
-    keys = ("lora_gate_and_up_A", "lora_gate_and_up_B", "lora_down_A", "lora_down_B")
-    return tuple(Rule(names.experts + key, names.experts + key, "e m n -> e m n") for key in keys)
+    axes = {"gate_and_up_A": "e h r", "gate_and_up_B": "e r u", "down_A": "e i r", "down_B": "e r h"}
+    keys = {names.experts + "lora_" + end: side for end, side in axes.items()}
+    return tuple(Rule(key, key, f"{side} -> {side}") for key, side in keys.items())
 
 
 def paramwrapper(names: LoraNames, generation: str) -> tuple[Rule, ...]:

@@ -1,7 +1,7 @@
 """Hypothesis strategies and assertions for converters: lazysd's own tests use them, and so can anyone's.
 
-The assertions need torch alone; the strategies (`checkpoints`, `lazy_tensors`, `slices`) need hypothesis, which is
-imported when one of them is first asked for. docs/testing.md has an example that runs.
+The assertions need torch alone; the strategies need hypothesis, which is imported when one of them is first asked for.
+docs/testing.md has examples that run.
 """
 
 from __future__ import annotations
@@ -9,13 +9,18 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
-from .assertions import assert_reads_only, assert_round_trip, assert_same_bytes, recorded_reads
+from .comparing import assert_same_bytes
+from .conversions import assert_refuses, assert_round_trip, assert_same_conversion
+from .memory import assert_peak_memory
+from .reading import assert_reads_only, recorded_reads
+from .values import StateDict, state_dict
 
 if TYPE_CHECKING:
     from .graphs import Drawn, lazy_tensors, slices
-    from .state_dicts import checkpoints
+    from .strategies import checkpoints, state_dicts, state_dicts_like
 
-_STRATEGIES = {"Drawn": "graphs", "checkpoints": "state_dicts", "lazy_tensors": "graphs", "slices": "graphs"}
+_STRATEGIES = {"Drawn": "graphs", "lazy_tensors": "graphs", "slices": "graphs"}
+_STRATEGIES |= dict.fromkeys(("checkpoints", "state_dicts", "state_dicts_like"), "strategies")
 
 
 def __getattr__(name: str) -> Any:
@@ -30,11 +35,18 @@ def __getattr__(name: str) -> Any:
 
 __all__ = [
     "Drawn",
+    "StateDict",
+    "assert_peak_memory",
     "assert_reads_only",
+    "assert_refuses",
     "assert_round_trip",
     "assert_same_bytes",
+    "assert_same_conversion",
     "checkpoints",
     "lazy_tensors",
     "recorded_reads",
     "slices",
+    "state_dict",
+    "state_dicts",
+    "state_dicts_like",
 ]

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Sequence
-from math import prod
 from typing import Any, NamedTuple
 
 import torch
@@ -18,6 +17,7 @@ from .. import dtypes
 from ..graph.leaves import FileRange, InMemory
 from ..graph.rewrite import concat, stack
 from ..tensor.lazy import LazyTensor
+from .values import random_bits
 
 CODES = ("BF16", "F16", "F32", "F64", "I8", "I16", "I32", "I64", "U8", "BOOL", "F8_E4M3", "F8_E5M2", "F8_E8M0")
 CASTABLE = ("BF16", "F16", "F32", "F64", "F8_E4M3", "F8_E5M2")
@@ -52,20 +52,6 @@ class MemoryFile:
 
     def view(self, offset: int, nbytes: int) -> None:
         return None
-
-
-def random_bits(code: str, dims: tuple[int, ...], seed: int) -> torch.Tensor:
-    """Random bit patterns, NaN payloads and all."""
-    generator = torch.Generator().manual_seed(seed)
-    nbytes = prod(dims) * dtypes.itemsize(code)
-    high = 2 if code == "BOOL" else 256
-    raw = torch.randint(0, high, (nbytes,), dtype=torch.uint8, generator=generator)
-    return raw.view(dtypes.bits_dtype(code)).view(dims)
-
-
-def tensor_of_bits(dtype: torch.dtype, dims: tuple[int, ...], seed: int) -> torch.Tensor:
-    """A tensor of random bit patterns."""
-    return random_bits(dtypes.from_torch(dtype), dims, seed).view(dtype)
 
 
 def leaf(bits: torch.Tensor, code: str, kind: str = "file", lead: int = 0) -> LazyTensor:

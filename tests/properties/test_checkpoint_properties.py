@@ -21,7 +21,7 @@ from hypothesis import strategies as st
 import lazysd
 from lazysd.stores.local import SourceFile
 from lazysd.testing import assert_same_bytes, checkpoints, recorded_reads
-from lazysd.testing.assertions import merged
+from lazysd.testing.reading import merged
 
 LAYOUTS = ("hf", "hf-fused", "nemo")
 

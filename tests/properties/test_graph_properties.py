@@ -16,8 +16,9 @@ from lazysd.graph.boxes import box_dims, full_box, row_major
 from lazysd.graph.leaves import FileRange
 from lazysd.tensor.lazy import LazyTensor
 from lazysd.testing import Drawn, lazy_tensors, slices
-from lazysd.testing.assertions import bits_of, merged
+from lazysd.testing.comparing import bits_of
 from lazysd.testing.graphs import CASTABLE, CODES, leaf, leaves, random_bits
+from lazysd.testing.reading import merged
 
 many = settings(max_examples=300)
 

@@ -1,0 +1,212 @@
+"""Strategies of small state dicts: of a family, from its table, with what stands beside the experts; or like a model's.
+
+What breaks converters is drawn on purpose: ten and more experts and layers (text sorts 10 before 2), layers 1 and 10
+side by side, 2I == H and I == H (a reshape then looks like a transposition), sizes of one, odd sizes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from itertools import product
+from math import prod
+from typing import Any
+
+import torch
+from hypothesis import strategies as st
+
+from .. import layouts
+from ..dtypes import from_torch
+from ..layouts import Layout
+from .values import StateDict, state_dict
+
+PREFIXES = ("model.", "", "model.language_model.", "language_model.", "base_model.model.model.")
+DTYPES = (
+    torch.bfloat16,
+    torch.float16,
+    torch.float32,
+    torch.float64,
+    torch.int8,
+    torch.int64,
+    torch.float8_e4m3fn,
+)
+MAX_SIZES = {"e": 13}  # axes that live in key names; every other axis has at most MAX_SIZE
+MAX_SIZE = 9
+MAX_LAYER = 12  # layers need not be neighbours, and have two digits now and then
+Sizes = Mapping[str, int | tuple[int, int]]
+Entries = dict[str, tuple[str, tuple[int, ...]]]
+
+
+@st.composite
+def state_dicts(
+    draw: Any,
+    family: str = "qwen3_moe",
+    layout: str = "hf",
+    *,
+    dtypes: Sequence[torch.dtype] | Callable[[str], torch.dtype] = DTYPES,
+    sizes: Sizes | None = None,
+    tied: Sequence[tuple[str, str]] = (),
+    max_layers: int = 3,
+    prefixes: Sequence[str] = PREFIXES,
+    scenery: bool = True,
+    lora: bool = False,
+) -> StateDict:
+    """State dicts of a model family in a layout: every tensor that the layout's rules speak of, and scenery.
+
+    A failing example shrinks to one layer, one expert, no scenery and elements 0, 1, 2, ..., and prints as code.
+
+    >>> from hypothesis import find
+    >>> from lazysd.testing import state_dicts
+    >>> len(find(state_dicts(sizes={"e": 10}, max_layers=1, scenery=False), lambda state_dict: True))
+    30
+
+    Args:
+        family: a family that lazysd knows (`lazysd.layouts.register` adds one).
+        layout: the layout of the keys.
+        dtypes: to choose from, one for the experts and one for what stands beside them; or a function from a key to its
+            dtype.
+        sizes: axis -> size, or (smallest, largest). Axes are those of the family's table: e experts, h hidden, i
+            intermediate, r rank.
+        tied: pairs of axes that have one size, e.g. ("h", "i").
+        max_layers: layers at most, numbered anywhere from 0 to 12.
+        prefixes: what the keys begin with.
+        scenery: whether keys that no rule touches may stand beside: attention with biases, norms, routers, shared
+            experts, embeddings.
+        lora: draw the layout's LoRA tensors instead of its weights.
+
+    Returns:
+        A strategy of StateDict: a dict, with `sizes` and `config`.
+    """
+    table = layouts.get(layout, family)
+    prefix, seed = draw(st.sampled_from(list(prefixes))), draw(st.integers(0, 2**31))
+    numbers = draw(st.lists(st.integers(0, MAX_LAYER), min_size=1, max_size=max_layers, unique=True))
+    if max_layers > 1 and draw(st.integers(0, 3)) == 3:
+        numbers = [1, 10]  # one a prefix of the other
+    drawn = _Sizes(draw, sizes or {}, tied)
+    code_of = _dtype_rule(draw, dtypes)
+    entries: Entries = {}
+    for layer in numbers:
+        for key, dims in _keys_of(table, lora, prefix, layer, drawn):
+            entries[key] = (code_of("expert", key), dims)
+    if scenery:
+        for layer in numbers:
+            for key, dims in _beside(f"{prefix}layers.{layer}.", drawn, draw):
+                entries[key] = (code_of("scenery", key), dims)
+        for key, dims in ((prefix + "embed_tokens.weight", (7, drawn["h"])), ("lm_head.weight", (7, drawn["h"]))):
+            if draw(st.booleans()):
+                entries[key] = (code_of("scenery", key), dims)
+    config = {"num_experts": drawn["e"], "hidden_size": drawn["h"], "moe_intermediate_size": drawn["i"]}
+    return state_dict(entries, seed, sizes=dict(drawn.known), config={"model_type": family, **config})
+
+
+@st.composite
+def checkpoints(
+    draw: Any,
+    family: str = "qwen3_moe",
+    dtypes: Sequence[torch.dtype] = DTYPES,
+    max_layers: int = 3,
+    prefixes: Sequence[str] = PREFIXES,
+) -> StateDict:
+    """State dicts of a family as Hugging Face stores them: `state_dicts(family, "hf")`."""
+    made: StateDict = draw(state_dicts(family, "hf", dtypes=dtypes, max_layers=max_layers, prefixes=prefixes))
+    return made
+
+
+@st.composite
+def state_dicts_like(draw: Any, model: torch.nn.Module | Mapping[str, torch.Tensor]) -> StateDict:
+    """State dicts with the keys, shapes and dtypes of a model or state dict, and random bits. Meta tensors will do.
+
+    >>> import torch
+    >>> from hypothesis import find
+    >>> from lazysd.testing import state_dicts_like
+    >>> with torch.device("meta"):
+    ...     module = torch.nn.Linear(3, 2)
+    >>> find(state_dicts_like(module), lambda state_dict: True)["bias"]
+    tensor([6., 7.])
+
+    Args:
+        model: a module, or key -> tensor; values that are no tensors are left out. Data is never read.
+
+    Returns:
+        A strategy of StateDict.
+    """
+    source = model.state_dict() if isinstance(model, torch.nn.Module) else model
+    entries = {
+        key: (from_torch(value.dtype), tuple(value.shape))
+        for key, value in source.items()
+        if isinstance(value, torch.Tensor)
+    }
+    return state_dict(entries, draw(st.integers(0, 2**31)))
+
+
+class _Sizes:
+    """Sizes of axes, drawn when they are first asked for."""
+
+    def __init__(self, draw: Any, given: Sizes, tied: Sequence[tuple[str, str]]) -> None:
+        self.draw, self.given, self.known = draw, given, dict[str, int]()
+        self.tied = dict((a, b) if b in given else (b, a) for a, b in tied)  # the axis that was given leads
+        self.shape = draw(st.sampled_from(("any", "any", "square", "twice")), label="I == H, or 2I == H?")
+
+    def __getitem__(self, axis: str) -> int:
+        if axis not in self.known:
+            self.known[axis] = self[self.tied[axis]] if axis in self.tied else self._draw(axis)
+        return self.known[axis]
+
+    def _draw(self, axis: str) -> int:
+        given = self.given.get(axis)
+        if isinstance(given, int):
+            return given
+        if axis == "u":  # gate and up, side by side
+            return 2 * self["i"]
+        low, high = given or (1, MAX_SIZES.get(axis, MAX_SIZE))
+        if axis == "h" and given is None and self.shape != "any":
+            return self["i"] * (2 if self.shape == "twice" else 1)
+        sizes = st.integers(low, min(high, 6)) | st.integers(max(low, min(high, 10)), high)
+        return int(self.draw(sizes if axis == "e" else st.integers(low, high), label=f"size of axis {axis}"))
+
+
+def _dtype_rule(draw: Any, given: Sequence[torch.dtype] | Callable[[str], torch.dtype]) -> Callable[[str, str], str]:
+    """(role, key) -> dtype code. Experts have one dtype, what stands beside them may have another."""
+    if callable(given):
+        return lambda role, key: from_torch(given(key))
+    choice = st.sampled_from(list(given))
+    chosen = {"expert": draw(choice, label="dtype of the experts"), "scenery": draw(choice, label="dtype beside them")}
+    return lambda role, key: from_torch(chosen[role])
+
+
+def _keys_of(
+    table: Layout, lora: bool, prefix: str, layer: int, sizes: _Sizes
+) -> Iterator[tuple[str, tuple[int, ...]]]:
+    """(key, shape) of every tensor of a layer that the layout's rules speak of."""
+    for rule in table.rules:
+        template, side = rule.ends(forward=False)[:2]
+        if ("lora_" in template.text) != lora:
+            continue
+        count = {axis: len(template.words[axis]) if axis in template.words else sizes[axis] for axis in side.keys}
+        known = {axis: count.get(axis) or _words(rule, axis) for group in side.groups for axis in group}
+        dims = tuple(prod(known[axis] or sizes[axis] for axis in group) for group in side.groups)
+        for index in product(*(range(count[axis]) for axis in side.keys)):
+            fields = {axis: template.word(axis, at) for axis, at in zip(side.keys, index, strict=True)}
+            fixed = dict.fromkeys(template.fields, "0") | {"prefix": prefix, "layer": str(layer)}
+            yield template.format({**fixed, **fields}), dims
+
+
+def _words(rule: Any, axis: str) -> int | None:
+    """The size of an axis whose indices are words of a key template on either side (gate, up)."""
+    ends = rule.ends(forward=True)
+    return next((len(t.words[axis]) for t in (ends[0], ends[2]) if axis in t.words), None)
+
+
+def _beside(at: str, sizes: _Sizes, draw: Any) -> Iterator[tuple[str, tuple[int, ...]]]:
+    """What stands beside the experts in a layer, piece by piece or not at all."""
+    h, i = sizes["h"], sizes["i"]
+    pieces: tuple[tuple[tuple[str, tuple[int, ...]], ...], ...] = (
+        (("mlp.gate.weight", (sizes["e"], h)),),
+        (("input_layernorm.weight", (h,)), ("post_attention_layernorm.weight", (h,))),
+        tuple((f"self_attn.{name}_proj.weight", (h, h)) for name in "qkvo"),
+        tuple((f"self_attn.{name}_proj.bias", (h,)) for name in "qkv"),
+        tuple((f"mlp.shared_expert.{name}_proj.weight", (i, h)) for name in ("gate", "up")),
+        (("mlp.gate.e_score_correction_bias", (sizes["e"],)),),
+    )
+    for piece in pieces:
+        if draw(st.booleans()):
+            yield from ((at + name, dims) for name, dims in piece)
