@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from . import dtypes
 from .checkpoint import Checkpoint
 from .errors import LayoutError
 from .graph.node import Node
+from .graph.rewrite import build
 from .quant import registry
 from .quant.base import Settings
+from .quant.encoding import encode
 from .quant.fp8_blocks import BLOCK, block_of, settings_for
-from .quant.fp8_blocks import SCHEME as FP8_BLOCKS
+from .quant.fp8_encoding import QuantizeScale, QuantizeWeight
 from .tensor.wrapping import as_lazy
 
 _QUANTIZED = re.compile(r"(?:.*\.)?(?:mlp\.experts\.\d+\.(?:gate|up|down)_proj|self_attn\.[qkvo]_proj)\.weight")
@@ -53,6 +55,42 @@ def dequantize(checkpoint: Checkpoint, dtype: str = "bf16") -> Checkpoint:
     kept = [path for path in checkpoint.facts.side_files if path.name not in _STATED_IN]
     files = {name: said for name, said in checkpoint.facts.json_files.items() if name not in _STATED_IN}
     return checkpoint.like(tensors, config=plain, json_files={**files, "config.json": plain}, side_files=kept)
+
+
+def quantize(checkpoint: Checkpoint, scheme: str, keys: Iterable[str] | None = None, **settings: Any) -> Checkpoint:
+    """A checkpoint with few-bit weights: each chosen weight becomes its codes and scales, and config.json says so.
+
+    Plans label it lossy. The codes of a slice are computed from the weight's own blocks. "nvfp4-modelopt" and
+    "nvfp4-compressed" need the largest magnitude of each weight, and read it once, here; other schemes read nothing.
+    Weights that are quantised already keep their codes where the scheme can hold every value (NVFP4 under its other
+    name, MXFP4 in NVFP4), and are refused otherwise.
+
+        lazysd.quantization.quantize(lazysd.open("Qwen3-30B-A3B"), "fp8-blocks").save("out")
+
+    Args:
+        checkpoint: any.
+        scheme: "fp8-blocks" (as transformers writes it), "mxfp4", "mxfp4-compressed", "nvfp4-modelopt",
+            "nvfp4-compressed".
+        keys: globs of the weights to encode; by default every matrix of a linear layer or an expert that the format
+            has a form for, but no embedding, head or router. What stays plain is listed in config.json.
+        settings: what quantization_config shall say, e.g. weight_block_size=[128, 128], scale_fmt="ue8m0".
+
+    Raises:
+        ValueError: no such scheme.
+        LayoutError: a scheme that lazysd does not write, globs that match nothing, NaN or infinity where it is read.
+    """
+    found = registry.get(scheme)
+    said = registry.settings_of(checkpoint.config)
+    config = found.written_config(settings)
+    wanted = None if keys is None else tuple(keys)
+    tensors, plain = encode(checkpoint, found, config, wanted, said)
+    if tensors == dict(checkpoint):
+        return checkpoint
+    if plain:
+        config[found.lists] = plain
+    whole = {**(checkpoint.config or {}), "quantization_config": config}
+    files = {**checkpoint.facts.json_files, "config.json": whole}
+    return checkpoint.like(tensors, config=whole, json_files=files)
 
 
 def _is_known(method: str) -> bool:
@@ -134,8 +172,6 @@ def quantize_pairs(
     tensors: Mapping[str, Any], block: tuple[int, int] = BLOCK, scale_code: str = "F32"
 ) -> dict[str, Any]:
     """Expert and attention projections as FP8 codes and scales (lazy nodes); other values are handed back."""
-    settings = {**settings_for(block), "scale_fmt": "ue8m0" if scale_code == "F8_E8M0" else "float"}
-    (form, *_) = FP8_BLOCKS.forms
     result: dict[str, Any] = {}
     for key, value in tensors.items():
         if _QUANTIZED.fullmatch(key) is None or _code(value) in ("F8_E4M3", "F8_E5M2"):
@@ -144,8 +180,8 @@ def quantize_pairs(
         weight = as_lazy(value)
         if weight.ndim != 2:
             raise LayoutError(f"{key} is {list(weight.dims)}; only matrices are quantised in blocks")
-        stem = key.removesuffix(form.weight)
-        result |= {stem + form.required[role]: node for role, node in FP8_BLOCKS.encode(weight, settings).items()}
+        result[key] = build(QuantizeWeight(block, scale_code), (weight,))
+        result[key + "_scale_inv"] = build(QuantizeScale(block, scale_code), (weight,))
     return result
 
 
@@ -154,4 +190,4 @@ def _code(value: Any) -> str:
     return "no tensor" if dtype is None else value.code if hasattr(value, "code") else dtypes.from_torch(dtype)
 
 
-__all__ = ["block_size", "decode_tensors", "dequantize", "dequantize_pairs", "quantize_pairs"]
+__all__ = ["block_size", "decode_tensors", "dequantize", "dequantize_pairs", "quantize", "quantize_pairs"]

@@ -29,11 +29,23 @@ class Form:
     optional: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))
     anchor: str = "scale"  # the role whose name tells that this may be a quantised weight
     common: bool = False  # whether the anchor's name is also used for other things
+    fused: bool = False  # a second way to name them, below a group of experts: where it fits in part, it is none
 
     @property
     def suffixes(self) -> dict[str, str]:
         """Every role and what its name ends in."""
         return {**self.required, **self.optional}
+
+
+def and_fused(form: Form) -> tuple[Form, Form]:
+    """A form whose names begin with ".weight", and what they are called below a fused group: `gate_up_proj_scale`."""
+
+    def below(end: str) -> str:
+        return end.removeprefix(".weight") if end.startswith(".weight") else "_" + end.removeprefix(".")
+
+    required = {role: below(end) for role, end in form.required.items()}
+    optional = {role: below(end) for role, end in form.optional.items()}
+    return form, Form("", required, optional, form.anchor, fused=True)
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,6 +67,7 @@ class Scheme(ABC):
     name: ClassVar[str]  # what people call it, "fp8-blocks"
     methods: ClassVar[tuple[str, ...]]  # values of quant_method that may mean it
     forms: ClassVar[tuple[Form, ...]]
+    lists: ClassVar[str] = "modules_to_not_convert"  # where its quantization_config lists what stays plain
     wants: ClassVar[str]  # what the codes have to be, for errors: "FP8"
 
     @abstractmethod
@@ -72,6 +85,13 @@ class Scheme(ABC):
     def encode(self, node: Node, settings: Settings) -> dict[str, Node]:
         """The tensors that stand for a plain weight, by their roles. LayoutError where lazysd only decodes."""
         self.refuse("write")
+
+    def take_over(self, other: Scheme, parts: Parts, settings: Settings) -> dict[str, Node] | None:
+        """The parts, in this scheme, of a weight that another scheme stores, with the very same values.
+
+        None where the two have nothing in common; LayoutError where they have, but not every value can be held.
+        """
+        return None
 
     def written_config(self, settings: Settings) -> dict[str, Any]:
         """The quantization_config of a checkpoint whose weights were encoded with these settings."""

@@ -35,3 +35,10 @@ def blocks(settings: Mapping[str, Any]) -> list[tuple[int, int]]:
             found.append((size[0], size[1]))
     found.extend((1, size) for size in group_sizes(settings))
     return list(dict.fromkeys(found))
+
+
+def written(layout: str, weights: Mapping[str, Any], settings: Mapping[str, Any]) -> dict[str, Any]:
+    """The quantization_config of weights in one format; what `settings` states stays as it is."""
+    group = {"targets": ["Linear"], "weights": dict(weights), "format": layout}
+    said = {"quant_method": METHOD, "format": layout, "quantization_status": "compressed"}
+    return {**said, "config_groups": {"group_0": group}, "ignore": [], **settings}

@@ -11,7 +11,7 @@ from typing import ClassVar
 from ..graph.node import Node
 from ..graph.rewrite import build, reshape
 from . import compressed
-from .base import FLOATS, FP8, Form, Parts, Scheme, Settings, expect, label
+from .base import FLOATS, FP8, Form, Parts, Scheme, Settings, and_fused, expect, label
 from .scaled import Dequantize, block_counts
 
 
@@ -21,7 +21,7 @@ class EightBits(Scheme):
     name = "8-bit"
     methods = (compressed.METHOD, "modelopt", "fbgemm_fp8")
     wants = "FP8 or I8"
-    forms: ClassVar[tuple[Form, ...]] = (
+    forms: ClassVar[tuple[Form, ...]] = and_fused(
         Form(
             ".weight",
             {"codes": ".weight", "scale": ".weight_scale"},
@@ -30,7 +30,7 @@ class EightBits(Scheme):
                 "input_scale": ".input_scale",
                 "input_zero_point": ".input_zero_point",
             },
-        ),
+        )
     )
 
     def fits(self, parts: Parts, settings: Settings) -> bool:

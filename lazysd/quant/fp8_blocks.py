@@ -12,7 +12,7 @@ from typing import Any, ClassVar
 from ..errors import LayoutError
 from ..graph.node import Node
 from ..graph.rewrite import build, reshape
-from .base import FLOATS, FP8, Form, Parts, Scheme, Settings, expect
+from .base import FLOATS, FP8, Form, Parts, Scheme, Settings, and_fused, expect
 from .fp8_encoding import QuantizeScale, QuantizeWeight
 from .scaled import Dequantize
 
@@ -39,9 +39,8 @@ class Fp8Blocks(Scheme):
     name = "fp8-blocks"
     methods = ("fp8",)
     wants = "FP8"
-    forms: ClassVar[tuple[Form, ...]] = (
-        Form(".weight", {"codes": ".weight", "scale": ".weight_scale_inv"}, {"activation_scale": ".activation_scale"}),
-        Form("", {"codes": "", "scale": "_scale_inv"}, {"activation_scale": "_activation_scale"}),
+    forms: ClassVar[tuple[Form, ...]] = and_fused(
+        Form(".weight", {"codes": ".weight", "scale": ".weight_scale_inv"}, {"activation_scale": ".activation_scale"})
     )
 
     def fits(self, parts: Parts, settings: Settings) -> bool:
@@ -59,6 +58,8 @@ class Fp8Blocks(Scheme):
 
     def encode(self, node: Node, settings: Settings) -> dict[str, Node]:
         block = block_of(settings) or BLOCK
+        if node.ndim < 2 or node.dims[-2] % block[0] or node.dims[-1] % block[1]:  # transformers reads no short blocks
+            raise ValueError(f"{list(node.dims)} does not divide into blocks of {list(block)}")
         scale_code = "F8_E8M0" if settings.get("scale_fmt") == "ue8m0" else "F32"
         return {
             "codes": build(QuantizeWeight(block, scale_code), (node,)),

@@ -15,7 +15,7 @@ from ..errors import LayoutError
 from ..graph.node import Node
 from ..graph.rewrite import build
 from . import compressed
-from .base import FLOATS, Form, Parts, Scheme, Settings, expect, label
+from .base import FLOATS, Form, Parts, Scheme, Settings, and_fused, expect, label
 from .nibbles import DecodeNibbles
 from .scaled import Dequantize
 from .words import Unpack
@@ -29,12 +29,12 @@ class IntPacked(Scheme):
     name = "int-packed"
     methods = (compressed.METHOD,)
     wants = "I32"
-    forms: ClassVar[tuple[Form, ...]] = (
+    forms: ClassVar[tuple[Form, ...]] = and_fused(
         Form(
             ".weight",
             {"codes": ".weight_packed", "scale": ".weight_scale", "shape": ".weight_shape"},
             {"zero_point": ".weight_zero_point", "g_idx": ".weight_g_idx", "input_scale": ".input_global_scale"},
-        ),
+        )
     )
 
     def fits(self, parts: Parts, settings: Settings) -> bool:

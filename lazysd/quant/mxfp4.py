@@ -16,6 +16,7 @@ from ..graph.ops import Permute
 from ..graph.rewrite import build, reshape
 from .base import Form, Parts, Scheme, Settings, expect, label
 from .codes import FP4_VALUES
+from .fp4_encoding import Fp4Codes, Fp4Scale
 from .nibbles import DecodeNibbles
 
 GROUP = 32
@@ -53,6 +54,16 @@ class Mxfp4(Scheme):
         made = self.rows(parts, code)
         n = made.ndim
         return build(Permute((*range(n - 2), n - 1, n - 2)), (made,))
+
+    def encode(self, node: Node, settings: Settings) -> dict[str, Node]:
+        n = node.ndim
+        return self.encode_rows(build(Permute((*range(n - 2), n - 1, n - 2)), (node,)) if n > 1 else node)
+
+    def encode_rows(self, rows: Node) -> dict[str, Node]:
+        """Blocks and scales of a weight (..., rows, columns)."""
+        codes = build(Fp4Codes(GROUP), (rows,))
+        scale = build(Fp4Scale(GROUP), (rows,))
+        return {"codes": reshape(codes, (*scale.dims, GROUP // 2)), "scale": scale}
 
     def written_config(self, settings: Settings) -> dict[str, Any]:
         return {"quant_method": "mxfp4", **settings}

@@ -5,13 +5,14 @@ Source: compressed-tensors 0.20, compressors/mxfp4.
 
 from __future__ import annotations
 
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from ..graph.node import Node
 from ..graph.rewrite import build
 from . import compressed
-from .base import Form, Parts, Scheme, Settings, expect
+from .base import Form, Parts, Scheme, Settings, and_fused, expect
 from .codes import FP4_VALUES
+from .fp4_encoding import Fp4Codes, Fp4Scale
 from .mxfp4 import GROUP
 from .nibbles import DecodeNibbles
 
@@ -21,13 +22,14 @@ class Mxfp4Compressed(Scheme):
 
     name = "mxfp4-compressed"
     methods = (compressed.METHOD,)
+    lists = "ignore"
     wants = "U8"
-    forms: ClassVar[tuple[Form, ...]] = (
+    forms: ClassVar[tuple[Form, ...]] = and_fused(
         Form(
             ".weight",
             {"codes": ".weight_packed", "scale": ".weight_scale"},
             {"input_global_scale": ".input_global_scale"},
-        ),
+        )
     )
 
     def fits(self, parts: Parts, settings: Settings) -> bool:
@@ -35,6 +37,13 @@ class Mxfp4Compressed(Scheme):
 
     def decode(self, parts: Parts, code: str, settings: Settings) -> Node:
         return build(DecodeNibbles(FP4_VALUES, 2, GROUP, code), (parts["codes"], parts["scale"]))
+
+    def encode(self, node: Node, settings: Settings) -> dict[str, Node]:
+        return {"codes": build(Fp4Codes(GROUP), (node,)), "scale": build(Fp4Scale(GROUP), (node,))}
+
+    def written_config(self, settings: Settings) -> dict[str, Any]:
+        weights = {"num_bits": 4, "type": "float", "strategy": "group", "group_size": GROUP, "symmetric": True}
+        return compressed.written("mxfp4-pack-quantized", {**weights, "scale_dtype": "torch.uint8"}, settings)
 
 
 SCHEME = Mxfp4Compressed()

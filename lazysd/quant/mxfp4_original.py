@@ -23,5 +23,8 @@ class Mxfp4Original(Mxfp4):
     def decode(self, parts: Parts, code: str, settings: Settings) -> Node:
         return self.rows(parts, code)
 
+    def encode(self, node: Node, settings: Settings) -> dict[str, Node]:
+        return self.encode_rows(node)
+
 
 SCHEME = Mxfp4Original()

@@ -7,15 +7,17 @@ Source: compressed-tensors 0.20, compressors/nvfp4 and entrypoints/convert/conve
 
 from __future__ import annotations
 
-from typing import ClassVar
+from ctypes import c_float
+from typing import Any, ClassVar
 
 from ..graph.node import Node
-from ..graph.rewrite import build
+from ..graph.rewrite import build, reshape
 from . import compressed
-from .base import Form, Parts, Scheme, Settings, expect
+from .base import Form, Parts, Scheme, Settings, and_fused, expect
 from .codes import FP4_VALUES
 from .nibbles import DecodeNibbles
-from .nvfp4_modelopt import GROUP
+from .nvfp4_modelopt import GROUP, constant, encoded, global_scale
+from .nvfp4_values import from_mxfp4, reciprocal
 
 
 class Nvfp4Compressed(Scheme):
@@ -23,13 +25,14 @@ class Nvfp4Compressed(Scheme):
 
     name = "nvfp4-compressed"
     methods = (compressed.METHOD,)
+    lists = "ignore"
     wants = "U8"
-    forms: ClassVar[tuple[Form, ...]] = (
+    forms: ClassVar[tuple[Form, ...]] = and_fused(
         Form(
             ".weight",
             {"codes": ".weight_packed", "scale": ".weight_scale", "global_scale": ".weight_global_scale"},
             {"input_global_scale": ".input_global_scale"},
-        ),
+        )
     )
 
     def fits(self, parts: Parts, settings: Settings) -> bool:
@@ -38,6 +41,26 @@ class Nvfp4Compressed(Scheme):
     def decode(self, parts: Parts, code: str, settings: Settings) -> Node:
         op = DecodeNibbles(FP4_VALUES, 2, GROUP, code, divides=True)
         return build(op, (parts["codes"], parts["scale"], parts["global_scale"]))
+
+    def encode(self, node: Node, settings: Settings) -> dict[str, Node]:
+        stored = c_float(1 / global_scale(node)).value
+        return {**encoded(node, c_float(1 / stored).value), "global_scale": constant(node, stored, (1,))}
+
+    def take_over(self, other: Scheme, parts: Parts, settings: Settings) -> dict[str, Node] | None:
+        if other.name == "nvfp4-modelopt":
+            made = {"codes": parts["codes"], "scale": parts["scale"]}
+            made["global_scale"] = reshape(reciprocal(parts["global_scale"]), (1,))
+            if "input_scale" in parts:
+                made["input_global_scale"] = reshape(reciprocal(parts["input_scale"]), (1,))
+            return made
+        if other.name in ("mxfp4-compressed", "mxfp4-original"):
+            codes, scale, total = from_mxfp4(parts)
+            return {"codes": codes, "scale": scale, "global_scale": constant(codes, 1 / total, (1,))}
+        return None
+
+    def written_config(self, settings: Settings) -> dict[str, Any]:
+        weights = {"num_bits": 4, "type": "float", "strategy": "tensor_group", "group_size": GROUP, "symmetric": True}
+        return compressed.written("nvfp4-pack-quantized", weights, settings)
 
 
 SCHEME = Nvfp4Compressed()

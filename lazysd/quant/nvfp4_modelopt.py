@@ -7,14 +7,19 @@ Source: NVIDIA Model-Optimizer, modelopt/torch/quantization/qtensor/nvfp4_tensor
 
 from __future__ import annotations
 
+from ctypes import c_float
 from typing import Any, ClassVar
 
 from ..errors import LayoutError
+from ..graph.leaves import Full
 from ..graph.node import Node
-from ..graph.rewrite import build
-from .base import Form, Parts, Scheme, Settings, expect
-from .codes import FP4_VALUES
+from ..graph.rewrite import build, reshape
+from .base import Form, Parts, Scheme, Settings, and_fused, expect
+from .codes import E4M3_MAX, FP4_MAX, FP4_VALUES
+from .fp4_encoding import Fp4Codes, Fp4Scale
+from .largest import largest
 from .nibbles import DecodeNibbles
+from .nvfp4_values import from_mxfp4, reciprocal
 
 GROUP = 16
 
@@ -24,13 +29,14 @@ class Nvfp4ModelOpt(Scheme):
 
     name = "nvfp4-modelopt"
     methods = ("modelopt", "nvfp4")
+    lists = "ignore"
     wants = "U8"
-    forms: ClassVar[tuple[Form, ...]] = (
+    forms: ClassVar[tuple[Form, ...]] = and_fused(
         Form(
             ".weight",
             {"codes": ".weight", "scale": ".weight_scale", "global_scale": ".weight_scale_2"},
             {"input_scale": ".input_scale", "pre_quant_scale": ".pre_quant_scale"},
-        ),
+        )
     )
 
     def fits(self, parts: Parts, settings: Settings) -> bool:
@@ -44,8 +50,40 @@ class Nvfp4ModelOpt(Scheme):
         op = DecodeNibbles(FP4_VALUES, 2, GROUP, code)
         return build(op, (parts["codes"], parts["scale"], parts["global_scale"]))
 
+    def encode(self, node: Node, settings: Settings) -> dict[str, Node]:
+        total = global_scale(node)
+        return {**encoded(node, total), "global_scale": constant(node, total, ())}
+
+    def take_over(self, other: Scheme, parts: Parts, settings: Settings) -> dict[str, Node] | None:
+        if other.name == "nvfp4-compressed":
+            made = {"codes": parts["codes"], "scale": parts["scale"]}
+            made["global_scale"] = reshape(reciprocal(parts["global_scale"]), ())
+            if "input_global_scale" in parts:
+                made["input_scale"] = reshape(reciprocal(parts["input_global_scale"]), ())
+            return made
+        if other.name in ("mxfp4-compressed", "mxfp4-original"):
+            codes, scale, total = from_mxfp4(parts)
+            return {"codes": codes, "scale": scale, "global_scale": constant(codes, total, ())}
+        return None
+
     def written_config(self, settings: Settings) -> dict[str, Any]:
         return {"quant_method": "modelopt", "quant_algo": "NVFP4", **settings}
+
+
+def global_scale(node: Node) -> float:
+    """The F32 scale for all of a weight: its largest group gets the largest E4M3 scale. Reads the weight once."""
+    most = largest(node)
+    return c_float(max(most / (FP4_MAX * E4M3_MAX), 2.0**-126)).value if most else 1.0  # as F32 holds it
+
+
+def encoded(node: Node, total: float) -> dict[str, Node]:
+    """Codes and scales of groups under a global scale that is multiplied by."""
+    return {"codes": build(Fp4Codes(GROUP, total), (node,)), "scale": build(Fp4Scale(GROUP, total), (node,))}
+
+
+def constant(node: Node, value: float, dims: tuple[int, ...]) -> Node:
+    """One F32 number as a tensor."""
+    return node.like(Full(value), (), dims, "F32")
 
 
 SCHEME = Nvfp4ModelOpt()

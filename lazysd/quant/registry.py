@@ -105,10 +105,15 @@ def _claimed(
         raise LayoutError(
             f"{key}: fits the schemes {', '.join(fitting)}; say which it is with quant_method in config.json"
         )
-    if all(form.common and method not in scheme.methods for _, (scheme, form) in claims):
-        return None
-    _explain(key, claims, tensors, method)
+    telling = [claim for claim in claims if _tells(*claim[1], method)]
+    if telling:
+        _explain(key, telling, tensors)
     return None
+
+
+def _tells(scheme: Scheme, form: Form, method: str | None) -> bool:
+    """Whether a name that ends so has to be part of a quantised weight."""
+    return not form.fused and (not form.common or method in scheme.methods)
 
 
 def _weight(stem: str, scheme: Scheme, form: Form, tensors: Mapping[str, Node]) -> Weight | None:
@@ -118,12 +123,10 @@ def _weight(stem: str, scheme: Scheme, form: Form, tensors: Mapping[str, Node]) 
     return Weight(stem + form.weight, scheme, parts)
 
 
-def _explain(key: str, claims: list[tuple[str, Claim]], tensors: Mapping[str, Node], method: str | None) -> None:
+def _explain(key: str, claims: list[tuple[str, Claim]], tensors: Mapping[str, Node]) -> None:
     """Say why a key that looks like part of a quantised weight is none."""
     missing: list[tuple[str, Form, list[str]]] = []
     for end, (scheme, form) in claims:
-        if form.common and method not in scheme.methods:
-            continue
         stem = key.removesuffix(end)
         codes = stem + form.required["codes"]
         lacking = [stem + other for other in form.required.values() if stem + other not in tensors]
