@@ -392,6 +392,9 @@ def test_memory_that_changed_is_never_resumed(tmp_path: Path, monkeypatch: pytes
             composed.save(tmp_path / "out", max_shard_size="4KB", workers=1)
     assert (tmp_path / ".out.lazysd-partial" / finished[0]).exists()
     tensors["a"].add_(1)
+    with pytest.raises(lazysd.errors.SourceChangedError, match="edited in place"):
+        composed.save(tmp_path / "out", max_shard_size="4KB", workers=1)
+    composed = lazysd.Checkpoint({key: lazysd.from_torch(tensor) for key, tensor in tensors.items()})
     composed.save(tmp_path / "out", max_shard_size="4KB", workers=1)
     assert bits(lazysd.open(tmp_path / "out")) == bits(composed)
 
