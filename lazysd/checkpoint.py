@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from torch.distributed.device_mesh import DeviceMesh
 
     from .save.plan import Plan
-    from .stores.local import SourceFile
+    from .stores.base import File
 
 
 class Checkpoint(Mapping[str, LazyTensor]):
@@ -84,12 +84,12 @@ class Checkpoint(Mapping[str, LazyTensor]):
         return self._detected.family if self._detected else self.facts.family
 
     @property
-    def path(self) -> Path | None:
+    def path(self) -> Path | str | None:
         """The file or folder that was opened."""
         return self.facts.path
 
     @property
-    def files(self) -> tuple[SourceFile, ...]:
+    def files(self) -> tuple[File, ...]:
         """The source files that these tensors come from."""
         return self.facts.files
 

@@ -7,16 +7,18 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from .stores.base import File
+
 
 @dataclass(frozen=True)
 class Facts:
     """What a folder, and whoever opened or converted it, states. Nothing here is derived from keys or shapes."""
 
-    path: Path | None = None
-    files: tuple[Any, ...] = ()  # the source files that the tensors were opened from (a store's files)
+    path: Path | str | None = None  # a str where the source is no local file: "memory:", a URL
+    files: tuple[File, ...] = ()  # that the tensors were opened from
     config: dict[str, Any] | None = None  # config.json
     metadata: Mapping[str, str] = field(default_factory=dict)  # `__metadata__` of the files
-    side_files: tuple[Path, ...] = ()  # copied by a save as they are
+    side_files: tuple[File, ...] = ()  # copied by a save as they are
     json_files: Mapping[str, dict[str, Any]] = field(default_factory=dict)  # written instead of side files of that name
     layout: str | None = None  # stated; where it is not, keys and shapes are asked
     family: str | None = None  # likewise
@@ -30,7 +32,7 @@ class Facts:
     @property
     def is_adapter(self) -> bool:
         """Whether an adapter_config.json is, or will be, there."""
-        return "adapter_config.json" in {path.name for path in self.side_files} | set(self.json_files)
+        return "adapter_config.json" in {file.name for file in self.side_files} | set(self.json_files)
 
     def joined(self, other: Facts) -> Facts:
         """The facts of a union: this side's, both sides' files and remarks; no layout where the two state others."""

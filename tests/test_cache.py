@@ -18,7 +18,7 @@ from safetensors.torch import load_file, save_file
 
 import lazysd
 from lazysd.errors import ClosedCheckpointError
-from lazysd.stores.local import SourceFile
+from lazysd.stores.base import File, Parts
 from lazysd.tensor import cache
 
 DATA = noise((4, 60, 50))
@@ -41,13 +41,14 @@ def ckpt(tmp_path: Path) -> Iterator[lazysd.Checkpoint]:
 def reads(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, int]]:
     """(offset, nbytes) of each read."""
     noted: list[tuple[int, int]] = []
-    pread = SourceFile.pread
+    read = File.read
 
-    def noting(self: SourceFile, buffer: memoryview, offset: int) -> None:
-        noted.append((offset, len(buffer)))
-        pread(self, buffer, offset)
+    def noting(self: File, parts: Parts) -> None:
+        for buffer, offset in parts:
+            noted.append((offset, len(buffer)))
+            read(self, [(buffer, offset)])
 
-    monkeypatch.setattr(SourceFile, "pread", noting)
+    monkeypatch.setattr(File, "read", noting)
     return noted
 
 

@@ -16,7 +16,7 @@ from lazysd.errors import ReadError
 from lazysd.move import fill as mover
 from lazysd.move.blocks import HOST_BLOCK_NBYTES
 from lazysd.move.device import CUDA_RING_NBYTES, SERIAL_NUMEL, CudaLane, copy_block, lane_for
-from lazysd.stores.local import SourceFile
+from lazysd.stores.base import File, Parts
 from lazysd.tensor.lazy import LazyTensor
 
 RING_NBYTES = 1024
@@ -157,15 +157,16 @@ def test_an_idle_ring_stays_small(lane: LateLane, ckpt: lazysd.Checkpoint) -> No
 def test_a_failed_read_leaves_the_ring_whole(
     lane: LateLane, ckpt: lazysd.Checkpoint, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    pread, calls = SourceFile.pread, []
+    read, calls = File.read, []
 
-    def failing(self: SourceFile, buffer: memoryview, offset: int) -> None:
-        calls.append(offset)
-        if len(calls) == 3:
-            raise ReadError("gone")
-        pread(self, buffer, offset)
+    def failing(self: File, parts: Parts) -> None:
+        for buffer, offset in parts:
+            calls.append(offset)
+            if len(calls) == 3:
+                raise ReadError("gone")
+            read(self, [(buffer, offset)])
 
-    monkeypatch.setattr(SourceFile, "pread", failing)
+    monkeypatch.setattr(File, "read", failing)
     out = torch.zeros(6, 12, 34, dtype=torch.int16)
     lazy = torch.stack(list(ckpt.values()))
     with pytest.raises(ReadError, match="gone"):

@@ -16,7 +16,7 @@ from safetensors.torch import save_file
 
 import lazysd
 from lazysd.display.html import to_html
-from lazysd.stores.local import SourceFile
+from lazysd.stores.base import File
 
 VOID = {"br"}
 
@@ -60,8 +60,8 @@ def no_reads(monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*args: object) -> None:
         raise AssertionError("tensor data was read")
 
-    monkeypatch.setattr(SourceFile, "pread", refuse)
-    monkeypatch.setattr(SourceFile, "view", refuse)
+    monkeypatch.setattr(File, "read", refuse)
+    monkeypatch.setattr(File, "view", refuse)
 
 
 def test_checkpoint(golden: Path, no_reads: None) -> None:

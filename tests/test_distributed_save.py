@@ -20,7 +20,8 @@ from gloo import run_ranks
 import lazysd
 from lazysd import distributed
 from lazysd.errors import LayoutError, NoSpaceError, OutputExistsError, SourceChangedError, WriteError
-from lazysd.stores.local import SourceFile
+from lazysd.stores.base import File
+from lazysd.stores.local import LocalFile
 from lazysd.stores.output_folder import OutputFolder
 
 pytestmark = pytest.mark.dist
@@ -190,8 +191,8 @@ def whoever_fails_and_whenever(folder: Path) -> None:
         (OutputFolder, "open_shard", full, last, 0, NoSpaceError, "no space left while writing"),
         (OutputFolder, "finish_shard", full, last, 1, NoSpaceError, "no space left while writing"),
         (OutputFolder, "finish_shard", full, 0, 1, NoSpaceError, "[Nn]o space left"),
-        (SourceFile, "pread", KeyboardInterrupt(), last, 3, KeyboardInterrupt, ""),
-        (SourceFile, "check_unchanged", SourceChangedError("it changed"), last, 0, SourceChangedError, "it changed"),
+        (File, "read", KeyboardInterrupt(), last, 3, KeyboardInterrupt, ""),
+        (LocalFile, "check_unchanged", SourceChangedError("it changed"), last, 0, SourceChangedError, "it changed"),
         (OutputFolder, "write_file", full, 0, 0, NoSpaceError, "[Nn]o space left"),
         (OutputFolder, "commit", WriteError("read-only"), 0, 0, WriteError, "read-only"),
     ]  # fmt: skip

@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import save_file
 
 import lazysd
-from lazysd.move.blocks import MAX_GAP_NBYTES
+from lazysd.stores.local import COST
 from lazysd.testing import assert_same_bytes
 
 WIDE = torch.arange(2 * 4096, dtype=torch.float32).view(2, 4096)
@@ -36,7 +36,7 @@ def ckpt(request: pytest.FixtureRequest, tmp_path: Path) -> lazysd.Checkpoint:
 )
 def test_slices_whose_rows_lie_further_apart_than_the_gap(ckpt: lazysd.Checkpoint, name: str, key: Any) -> None:
     source = {"wide": WIDE, "deep": DEEP, "odd": ODD}[name]
-    assert source.stride(0) * source.element_size() > MAX_GAP_NBYTES
+    assert source.stride(0) * source.element_size() > COST.gap_nbytes
     assert_same_bytes(ckpt[name][key].materialize(), source[key])
 
 

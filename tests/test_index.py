@@ -5,8 +5,9 @@ from __future__ import annotations
 import json
 import os
 import time
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
@@ -22,7 +23,36 @@ from lazysd.errors import (
     UnsafePathError,
     UnsupportedCheckpointError,
 )
-from lazysd.formats.safetensors.index import check_weight_map, find_shards, format_index, read_json
+from lazysd.formats.base import Folder
+from lazysd.formats.containers import read
+from lazysd.formats.safetensors import CONTAINER, index
+from lazysd.formats.safetensors.index import check_weight_map, format_index
+from lazysd.stores.base import Options
+from lazysd.stores.local import LocalFile
+from lazysd.stores.places import place_of
+from lazysd.stores.strict_json import read_json as json_of
+
+
+class Found(NamedTuple):
+    root: Path
+    files: dict[str, Path]  # name -> real path
+    weight_map: dict[str, str] | None
+    index_metadata: Mapping[str, Any]
+
+
+def find_shards(path: Path | str) -> Found:
+    """The files of a checkpoint, without opening one."""
+    folder = Folder(place_of(path, Options()))
+    if not CONTAINER.recognises(folder):
+        read(folder)
+    found = index.find_shards(folder)
+    files = {name: Path(folder.store.open(name).path) for name in found.names}
+    return Found(Path(folder.store.path), files, found.weight_map, found.index_metadata)
+
+
+def read_json(path: Path, what: str) -> dict[str, Any]:
+    return json_of(LocalFile(str(path)), what)
+
 
 same_folder = settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
 INDEX = "model.safetensors.index.json"
@@ -140,15 +170,15 @@ def test_files_that_do_not_belong_together(tmp_path: Path, names: list[str], mes
         find_shards(fill(tmp_path, *names))
 
 
-@pytest.mark.parametrize("name", ["pytorch_model.bin", "model.pt", "model.pth", "model.gguf", "model.ckpt"])
-def test_never_opens_pickles(tmp_path: Path, name: str) -> None:
+@pytest.mark.parametrize("name", ["model.gguf", "model.onnx", "model.h5"])
+def test_never_opens_other_kinds(tmp_path: Path, name: str) -> None:
     (tmp_path / name).write_bytes(b"x")
     with pytest.raises(UnsupportedCheckpointError, match=f"found no safetensors.*'{name}'; convert it to safetensors"):
         find_shards(tmp_path)
     with pytest.raises(UnsupportedCheckpointError, match="lazysd never opens"):
         find_shards(tmp_path / name)
     write_index(tmp_path, {"w": name})
-    with pytest.raises(UnsupportedCheckpointError, match="lazysd never opens such files"):
+    with pytest.raises(UnsupportedCheckpointError, match="expected a safetensors file in a safetensors index"):
         find_shards(tmp_path)
 
 
@@ -173,7 +203,7 @@ def test_nothing_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize(
     "name",
     ["/etc/passwd", "../x.safetensors", "a/../../x.safetensors", "a/../x.safetensors", "..", "a\\x", "..\\x", "x\0",
-     "./x.safetensors", "a//x.safetensors", "x/", ""],
+     "./x.safetensors", "a//x.safetensors", "x/", ".", ""],
 )  # fmt: skip
 def test_shard_names_stay_inside_the_folder(tmp_path: Path, name: str) -> None:
     fill(tmp_path, "x.safetensors", "home/x.safetensors", "home/a/x.safetensors")
@@ -227,7 +257,6 @@ def test_only_regular_files_and_never_blocking(tmp_path: Path) -> None:
     for name, message in (
         ("pipe.safetensors", "expected a regular file, found a named pipe"),
         ("sub", "expected a regular file, found a directory"),
-        (".", "expected a regular file, found a directory"),
         ("loop", "cannot be reached"),
         ("x" * 300, "cannot be reached"),
         ("pipe.safetensors/x", "cannot be reached"),
@@ -386,12 +415,11 @@ GOOD_MAP = {"a": "1", "b": "1", "c": "2"}
         (GOOD_MAP, {"1": ["a", "b"]}, "1 tensors are named but in no shard: 'c'"),
         (GOOD_MAP, {"1": ["a"], "2": ["b", "c"]}, r"in another shard than named \(the first one in '2'\): 'b';"),
         (GOOD_MAP, {"1": "abx", "2": "c"}, "1 tensors are in a shard but not named: 'x'"),
-        (GOOD_MAP, {"1": "ab", "2": "cb"}, "1 tensors are in two shards: 'b'"),
         (GOOD_MAP, {"1": "abdefghij", "2": "c"}, "7 tensors are in a shard .* 'd', 'e', 'f', 'g', 'h' and 2 more; "),
     ],
 )
 def test_check_weight_map_refuses(weight_map: dict[str, str], keys: dict[str, list[str]], message: str) -> None:
-    check_weight_map(weight_map, {"1": ["b", "a"], "2": iter("c")}, "i.json")
+    assert check_weight_map(weight_map, {"1": ["b", "a"], "2": iter("c")}, "i.json") == []
     with pytest.raises(FormatError, match=message):
         check_weight_map(weight_map, keys, "i.json")
 
@@ -400,7 +428,7 @@ def test_unreadable_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
     def refuse(path: object) -> list[str]:
         raise PermissionError(13, "Permission denied")
 
-    monkeypatch.setattr(os, "listdir", refuse)
+    monkeypatch.setattr(os, "scandir", refuse)
     with pytest.raises(ReadError, match=r"cannot list .*Permission denied; check the path and its permissions"):
         find_shards(tmp_path)
 

@@ -18,7 +18,7 @@ import lazysd
 from lazysd.errors import ReadOnlyError
 from lazysd.move import materialize as engine
 from lazysd.move import workers
-from lazysd.stores.local import SourceFile
+from lazysd.stores.base import File, Parts
 from lazysd.tensor.lazy import LazyTensor
 
 # Multiples of 1/4: sums of their products are exact, so that the order in which torch adds them up does not matter.
@@ -37,13 +37,14 @@ def ckpt(tmp_path: Path) -> Iterator[lazysd.Checkpoint]:
 def num_reads(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """Grows by the size of each read."""
     sizes: list[int] = []
-    pread = SourceFile.pread
+    read = File.read
 
-    def counted(self: SourceFile, buffer: memoryview, offset: int) -> None:
-        sizes.append(len(buffer))
-        pread(self, buffer, offset)
+    def counted(self: File, parts: Parts) -> None:
+        for buffer, offset in parts:
+            sizes.append(len(buffer))
+            read(self, [(buffer, offset)])
 
-    monkeypatch.setattr(SourceFile, "pread", counted)
+    monkeypatch.setattr(File, "read", counted)
     return sizes
 
 

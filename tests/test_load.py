@@ -18,7 +18,7 @@ from torch import nn
 
 import lazysd
 from lazysd.errors import LayoutError
-from lazysd.stores.local import SourceFile
+from lazysd.stores.base import File, Parts
 from lazysd.testing import recorded_reads
 
 
@@ -61,13 +61,14 @@ def test_load_state_dict_streams(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     source, target = randomised(Net()), Net()
     ckpt = saved(source, tmp_path)
     destinations = []
-    pread = SourceFile.pread
+    read = File.read
 
-    def noted(self: SourceFile, buffer: memoryview, offset: int) -> None:
-        destinations.append(torch.frombuffer(buffer, dtype=torch.uint8).data_ptr())
-        pread(self, buffer, offset)
+    def noted(self: File, parts: Parts) -> None:
+        for buffer, offset in parts:
+            destinations.append(torch.frombuffer(buffer, dtype=torch.uint8).data_ptr())
+            read(self, [(buffer, offset)])
 
-    monkeypatch.setattr(SourceFile, "pread", noted)
+    monkeypatch.setattr(File, "read", noted)
     assert str(target.load_state_dict(ckpt)) == "<All keys matched successfully>"
     assert same(source, target)
     assert sorted(destinations) == sorted(t.data_ptr() for t in target.state_dict().values())  # no tensor in between

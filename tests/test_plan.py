@@ -18,7 +18,8 @@ from lazysd.graph.leaves import FileRange
 from lazysd.move.tiling import glue, pieces_of
 from lazysd.save.plan import make_plan
 from lazysd.sizes import parse_size
-from lazysd.stores.local import SourceFile
+from lazysd.stores.base import File
+from lazysd.stores.local import COST
 from lazysd.tensor.lazy import LazyTensor
 
 
@@ -27,8 +28,8 @@ def unreadable(monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*args: object) -> None:
         raise AssertionError("tensor data was read")
 
-    monkeypatch.setattr(SourceFile, "pread", refuse)
-    monkeypatch.setattr(SourceFile, "view", refuse)
+    monkeypatch.setattr(File, "read", refuse)
+    monkeypatch.setattr(File, "view", refuse)
 
 
 @pytest.mark.usefixtures("unreadable")
@@ -147,7 +148,7 @@ def test_budget_decides_workers_and_tiles(golden: Path) -> None:
 def grouped_expert_of(nbytes: int) -> dict[str, lazysd.LazyTensor]:
     """Two experts to be transposed, on a file that nobody can read."""
     inner, hidden = nbytes // 8192, 4096
-    file: Any = SimpleNamespace(path="/x")
+    file: Any = SimpleNamespace(path="/x", cost=COST)
     leaves = [LazyTensor(FileRange(file, e * nbytes), (), (inner, hidden), "BF16") for e in (0, 1)]
     return {"w": lazysd.stack(leaves).transpose(1, 2)}
 

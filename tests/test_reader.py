@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from lazysd.errors import ClosedCheckpointError, MissingShardError, ReadError, SourceChangedError
-from lazysd.stores.local import SourceFile
+from lazysd.stores.local import LocalFile
 
 
 @pytest.fixture
@@ -19,16 +19,16 @@ def path(tmp_path: Path) -> Path:
     return tmp_path / "file"
 
 
-def read(file: SourceFile, offset: int, nbytes: int) -> bytes:
+def read(file: LocalFile, offset: int, nbytes: int) -> bytes:
     buffer = bytearray(nbytes)
-    file.pread(memoryview(buffer), offset)
+    file.read([(memoryview(buffer), offset)])
     return bytes(buffer)
 
 
 def test_opened_at_the_first_read_and_once(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     opened, original = [], os.open
     monkeypatch.setattr(os, "open", lambda *args: opened.append(args[0]) or original(*args))  # type: ignore[func-returns-value]
-    file = SourceFile(str(path))
+    file = LocalFile(str(path))
     assert opened == []
     crew = [threading.Thread(target=read, args=(file, 0, 10)) for _ in range(8)]
     for thread in crew:
@@ -43,7 +43,7 @@ def test_a_read_that_meets_close_reads_its_own_file(path: Path, monkeypatch: pyt
     """The descriptor's number must not be given to another file while a read still uses it."""
     other = path.with_name("other")
     other.write_bytes(b"\xff" * 4096)
-    file, preadv, taken = SourceFile(str(path)), os.preadv, []
+    file, preadv, taken = LocalFile(str(path)), os.preadv, []
 
     def closing(fd: int, buffers: list[memoryview], offset: int) -> int:
         if not taken:
@@ -63,12 +63,12 @@ def test_a_read_that_meets_close_reads_its_own_file(path: Path, monkeypatch: pyt
 
 def test_closing_gives_the_descriptor_back(path: Path) -> None:
     before = len(os.listdir("/proc/self/fd"))
-    file = SourceFile(str(path))
+    file = LocalFile(str(path))
     read(file, 0, 1)
     assert len(os.listdir("/proc/self/fd")) == before + 1
     file.close()
     assert len(os.listdir("/proc/self/fd")) == before
-    forgotten = SourceFile(str(path))
+    forgotten = LocalFile(str(path))
     read(forgotten, 0, 1)
     del forgotten
     gc.collect()
@@ -76,7 +76,7 @@ def test_closing_gives_the_descriptor_back(path: Path) -> None:
 
 
 def test_views_outlive_the_file(path: Path) -> None:
-    file = SourceFile(str(path))
+    file = LocalFile(str(path))
     view = file.view(16, 4)
     assert view is not None
     file.close()
@@ -85,25 +85,25 @@ def test_views_outlive_the_file(path: Path) -> None:
     assert path.read_bytes()[16] == 16
     with pytest.raises(ClosedCheckpointError):
         file.view(0, 1)
-    assert SourceFile(str(path), io="pread").view(0, 1) is None
+    assert LocalFile(str(path), io="pread").view(0, 1) is None
 
 
 def test_what_can_happen_to_a_file(path: Path) -> None:
-    file = SourceFile(str(path))
+    file = LocalFile(str(path))
     with pytest.raises(ReadError, match="ends at byte 4096, 4 bytes short"):
         read(file, 4092, 8)
     for change, error, match in (
         (lambda: path.write_bytes(b"other"), SourceChangedError, "was modified since"),
         (path.unlink, MissingShardError, "is gone since"),
     ):
-        late = SourceFile(str(path))
+        late = LocalFile(str(path))
         change()
         with pytest.raises(error, match=match):
             read(late, 0, 1)
     path.write_bytes(b"now")
     with pytest.raises(SourceChangedError, match="changed while it was read"):
         file.check_unchanged()
-    cut = SourceFile(str(path))
+    cut = LocalFile(str(path))
     read(cut, 0, 1)
     os.truncate(path, 1)
     with pytest.raises(ReadError, match="truncated"):

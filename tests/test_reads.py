@@ -13,7 +13,8 @@ from safetensors import safe_open
 
 import lazysd
 from lazysd.formats.safetensors.header import read_header
-from lazysd.stores.local import SourceFile
+from lazysd.stores.base import File, Parts
+from lazysd.stores.local import LocalFile
 
 GATE_UP = "model.layers.0.mlp.experts.gate_and_up_projs"
 DOWN = "model.layers.0.mlp.experts.down_projs"
@@ -27,13 +28,14 @@ def path(tmp_path: Path) -> Path:
 def noted(node: Any) -> list[tuple[str, int, int]]:
     """What materialising a tensor reads, touching ranges joined."""
     calls: list[tuple[str, int, int]] = []
-    pread = SourceFile.pread
+    read = File.read
 
-    def noting(self: SourceFile, buffer: memoryview, offset: int) -> None:
-        calls.append((self.path, offset, len(buffer)))
-        pread(self, buffer, offset)
+    def noting(self: File, parts: Parts) -> None:
+        for buffer, offset in parts:
+            calls.append((self.path, offset, len(buffer)))
+            read(self, [(buffer, offset)])
 
-    with patch.object(SourceFile, "pread", noting):
+    with patch.object(File, "read", noting):
         node.materialize()
     joined: list[tuple[str, int, int]] = []
     for file, start, nbytes in sorted(calls):
@@ -45,14 +47,14 @@ def noted(node: Any) -> list[tuple[str, int, int]]:
 
 
 def test_a_plain_tensor_is_its_byte_range(path: Path) -> None:
-    entry = read_header(path).entries["model.embed_tokens.weight"]
+    entry = read_header(LocalFile(str(path))).entries["model.embed_tokens.weight"]
     node = lazysd.open(path, io="pread")["model.embed_tokens.weight"]
     assert node.reads() == noted(node) == [(str(path), entry.start, entry.stop - entry.start)]
     assert node[2:4].reads() == noted(node[2:4]) == [(str(path), entry.start + 2 * 4 * 2, 2 * 4 * 2)]
 
 
 def test_one_expert_of_a_group_reads_that_expert(path: Path) -> None:
-    entries = read_header(path).entries
+    entries = read_header(LocalFile(str(path))).entries
     node = lazysd.open(path, io="pread").convert("nemo")[GATE_UP][1]
     parts = sorted(entries[expert_key(1, name)][2:] for name in ("gate", "up"))
     total = sum(stop - start for start, stop in parts)
@@ -64,7 +66,7 @@ def test_one_expert_of_a_group_reads_that_expert(path: Path) -> None:
 @pytest.mark.parametrize(("key", "half"), [((slice(None), slice(None), slice(0, 5)), "gate"),
                                            ((slice(None), slice(None), slice(5, 10)), "up")])  # fmt: skip
 def test_half_of_the_gate_up_axis_reads_that_projection(path: Path, key: Any, half: str) -> None:
-    entries = read_header(path).entries
+    entries = read_header(LocalFile(str(path))).entries
     node = lazysd.open(path, io="pread").convert("nemo")[GATE_UP][key]
     expected = {at for e in range(3) for at in range(*entries[expert_key(e, half)][2:])}
     assert {at for _, start, n in node.reads() for at in range(start, start + n)} == expected
@@ -73,7 +75,7 @@ def test_half_of_the_gate_up_axis_reads_that_projection(path: Path, key: Any, ha
 
 def test_rows_of_a_transposed_axis_read_no_more_than_the_expert(path: Path) -> None:
     """Column 2 of one down projection: strided rows of the source, read along their small gaps."""
-    start, stop = read_header(path).entries[expert_key(2, "down")][2:]
+    start, stop = read_header(LocalFile(str(path))).entries[expert_key(2, "down")][2:]
     node = lazysd.open(path, io="pread").convert("nemo")[DOWN][2, 2]
     assert node.reads() == noted(node) == [(str(path), start + 2 * 2, 3 * 5 * 2 + 2)]
     assert stop - start == 4 * 5 * 2

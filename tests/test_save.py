@@ -282,17 +282,18 @@ def test_every_source_byte_is_read_once_in_both_directions(
     golden: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Invariant 2. Gate and up of one expert are alternate stretches of the same rows; both are cut from one read."""
-    from lazysd.stores.local import SourceFile
+    from lazysd.stores.base import File, Parts
 
     count = [0, 0]
-    pread = SourceFile.pread
+    read = File.read
 
-    def counted(self: SourceFile, buffer: memoryview, offset: int) -> None:
-        count[0] += len(buffer)
-        count[1] += 1
-        pread(self, buffer, offset)
+    def counted(self: File, parts: Parts) -> None:
+        for buffer, offset in parts:
+            count[0] += len(buffer)
+            count[1] += 1
+            read(self, [(buffer, offset)])
 
-    monkeypatch.setattr(SourceFile, "pread", counted)
+    monkeypatch.setattr(File, "read", counted)
     for name, to in (("qwen3_moe_tiny", "nemo"), ("qwen3_moe_tiny_native.safetensors", "hf")):
         source = lazysd.open(golden / name)
         count[:] = [0, 0]

@@ -18,7 +18,7 @@ from checkpoints import bits, by_hand, random_hf, write
 
 import lazysd
 from lazysd.errors import ClosedCheckpointError
-from lazysd.stores.local import SourceFile
+from lazysd.stores.base import File, Parts
 
 SHAPE = {"experts": 6, "hidden": 40, "inner": 24, "layers": 3}
 
@@ -112,14 +112,15 @@ def test_closing_while_others_read(tmp_path: Path) -> None:
 def test_an_error_in_one_thread_stays_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     hf = random_hf(**SHAPE)
     ckpt = lazysd.open(write(tmp_path / "src", hf, config={"num_experts": 6}), io="pread")
-    nemo, pread = ckpt.convert("nemo"), SourceFile.pread
+    nemo, read = ckpt.convert("nemo"), File.read
 
-    def failing(self: SourceFile, buffer: memoryview, offset: int) -> None:
-        if threading.current_thread().name == "bad" and random.random() < 0.3:
-            raise OSError("flaky disk")
-        pread(self, buffer, offset)
+    def failing(self: File, parts: Parts) -> None:
+        for buffer, offset in parts:
+            if threading.current_thread().name == "bad" and random.random() < 0.3:
+                raise OSError("flaky disk")
+            read(self, [(buffer, offset)])
 
-    monkeypatch.setattr(SourceFile, "pread", failing)
+    monkeypatch.setattr(File, "read", failing)
     found: dict[str, int] = {"bad": 0, "good": 0}
 
     def work() -> None:

@@ -10,6 +10,7 @@ from typing import Any
 
 from .. import dtypes
 from ..checkpoint import Checkpoint
+from ..display.text import printable
 from ..errors import LayoutError
 from ..graph.rewrite import cast
 from ..opening import open as open_checkpoint
@@ -50,8 +51,14 @@ def add_source(parser: argparse.ArgumentParser, name: str = "checkpoint") -> Non
     add_filters(parser)
 
 
+def add_opening(parser: argparse.ArgumentParser) -> None:
+    """--follow-links."""
+    parser.add_argument("--follow-links", action="store_true", help="also follow links out of the checkpoint's folder")
+
+
 def add_filters(parser: argparse.ArgumentParser) -> None:
-    """--include and --exclude, on the keys of the source."""
+    """--include and --exclude, on the keys of the source; and how it is opened."""
+    add_opening(parser)
     parser.add_argument("--include", metavar="GLOB", action="append", default=[], help="only matching keys; repeatable")
     parser.add_argument("--exclude", metavar="GLOB", action="append", default=[], help="no matching keys; repeatable")
 
@@ -111,9 +118,17 @@ def add_json(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--json", action="store_true", help="print the result as JSON")
 
 
+def opened_whole(path: str, args: argparse.Namespace) -> Checkpoint:
+    """The checkpoint at `path`; what there is to say about it goes to stderr."""
+    checkpoint = open_checkpoint(path, follow_links=args.follow_links)
+    for remark in checkpoint.remarks:
+        say(args, remark)
+    return checkpoint
+
+
 def opened(path: str, args: argparse.Namespace) -> Checkpoint:
     """The checkpoint at `path`, filtered by --include and --exclude."""
-    checkpoint = open_checkpoint(path)
+    checkpoint = opened_whole(path, args)
     if args.include:
         checkpoint = checkpoint.select(*args.include)
     if args.exclude:
@@ -150,7 +165,7 @@ def emit(args: argparse.Namespace, text: str, data: Any) -> None:
 def say(args: argparse.Namespace, text: str) -> None:
     """A remark for people, on stderr, unless --quiet."""
     if not getattr(args, "quiet", False):
-        print(text, file=sys.stderr)
+        print(printable(text), file=sys.stderr)
 
 
 def add_verbosity(parser: argparse.ArgumentParser) -> None:

@@ -5,8 +5,7 @@ from __future__ import annotations
 import argparse
 
 from ..display.text import printable
-from ..opening import open as open_checkpoint
-from .common import add_adapter_numbers, stated
+from .common import add_adapter_numbers, add_opening, opened_whole, stated
 from .convert import add_saving, write
 
 
@@ -16,6 +15,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("dst", metavar="DST", help="folder to make")
     parser.add_argument("--to", metavar="LAYOUT", help="layout of the result (default: the base's)")
     parser.add_argument("--from", dest="source", metavar="LAYOUT", help="layout of the adapter, if evidence is lacking")
+    add_opening(parser)
     add_adapter_numbers(parser)
     add_saving(parser)
 
@@ -23,6 +23,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     from ..merging import merge
 
-    with open_checkpoint(args.base) as base, open_checkpoint(args.adapter) as adapter:
+    with opened_whole(args.base, args) as base, opened_whole(args.adapter, args) as adapter:
         merged = merge(base, adapter, to=args.to, source=args.source, config=stated(args))
         return write(merged, args, f"{printable(args.base)} merged with {printable(args.adapter)}")

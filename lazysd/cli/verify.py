@@ -44,7 +44,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    with opened(args.against, args) as source, open_checkpoint(args.dst) as dst:
+    with opened(args.against, args) as source, open_checkpoint(args.dst, follow_links=args.follow_links) as dst:
         to = args.to or dst.layout
         given = stated(args)
         config = {**(dst.config or source.config or {}), **given} or None
@@ -65,7 +65,7 @@ def check(dst: str, expected: Checkpoint, args: argparse.Namespace, layout: str 
     from ..save.progress import reporter
 
     names = ("DST", "SRC")
-    with open_checkpoint(dst, io="pread") as found, reporter(wants_progress(args)) as report:
+    with open_checkpoint(dst, "pread", args.follow_links) as found, reporter(wants_progress(args)) as report:
         comparison = compare(found, expected, names, args.workers, report)
         compare_adapters(comparison, in_layout(found, layout or expected.layout, expected.family), expected, names)
     return comparison

@@ -1,146 +1,154 @@
-"""A tensor in a torch.save archive: where its bytes lie. Its pickle is read by name only; no code of it runs.
+"""The zip archives of torch.save: their pickle, and where the bytes of each storage lie.
 
-Source: torch 2.13, serialization.py and _utils.py; the zip format (APPNOTE 4.3).
+Source: torch 2.13, serialization.py; the zip format (APPNOTE 4.3).
 """
 
 from __future__ import annotations
 
 import io
 import os
-import pickle
-import re
 import struct
 import zipfile
-from collections import OrderedDict
+from collections.abc import Iterable
 from math import prod
 from typing import Any, NamedTuple
 
 from .. import dtypes
 from ..errors import FormatError, UnsupportedCheckpointError
+from ..stores.base import File
 from ..stores.strict_json import show
+from .pickles import TENSORS, Name, sizes_of, unpickle
 
-AGAIN = "the checkpoint is damaged or not from dcp.save; save it again"
-MAX_RECORD_NBYTES = 1 << 20  # of the pickle beside a chunk's data, which takes a few hundred bytes
-MAX_AXES = 64
-_PLAIN = re.compile(r"(?:bool|(?:complex|float|bfloat|q?u?int|bits)\w*|\w+Storage)", re.ASCII)  # dtypes, storages
+MAX_RECORD_NBYTES = 1 << 28  # of the pickle, which takes about 200 bytes a tensor
+_LOCAL_NBYTES = 30  # of a local header, without name and extra field
+_PAGE_NBYTES = 64 << 10
 _STORAGES = {
-    "BOOL": "BoolStorage", "U8": "ByteStorage", "I8": "CharStorage", "I16": "ShortStorage", "I32": "IntStorage",
-    "I64": "LongStorage", "F16": "HalfStorage", "BF16": "BFloat16Storage", "F32": "FloatStorage",
-    "F64": "DoubleStorage", "C64": "ComplexFloatStorage",
+    "BoolStorage": "BOOL", "ByteStorage": "U8", "CharStorage": "I8", "ShortStorage": "I16", "IntStorage": "I32",
+    "LongStorage": "I64", "HalfStorage": "F16", "BFloat16Storage": "BF16", "FloatStorage": "F32",
+    "DoubleStorage": "F64", "ComplexFloatStorage": "C64",
 }  # fmt: skip
 
 
-class Name(NamedTuple):
-    """A name that a pickle refers to, or what it makes of arguments: a dtype, a storage, a tensor."""
+class Stored(NamedTuple):
+    """A tensor of an archive's pickle: a strided view of a storage."""
 
-    name: str
-    args: Any = ()
+    storage: str  # the name of its record, below data/
+    code: str
+    first: int  # element of the storage
+    dims: tuple[int, ...]
+    strides: tuple[int, ...]  # in elements
 
 
-class _Unpickler(pickle._Unpickler):
-    """Reads records, torch.Size and dtypes; refuses every other name.
+class Archive:
+    """An archive of torch.save inside a file. Reads its directory; storages are never read."""
 
-    The unpickler written in Python: the one in C takes 32 GB of memory where five bytes of a pickle ask for it.
-    """
+    def __init__(self, file: File, start: int, nbytes: int, where: str, step: str):
+        self.file, self.start, self.nbytes, self.where, self.step = file, start, nbytes, where, step
+        with self._errors(), zipfile.ZipFile(Window(file, start, nbytes)) as archive:
+            self._entries = {entry.filename.split("/", 1)[-1]: entry for entry in archive.infolist()}
 
-    def __init__(self, data: bytes, where: str, names: dict[tuple[str, str], Any]):
-        super().__init__(io.BytesIO(data))
-        self.where, self.names = where, names
+    def _errors(self) -> _NamedErrors:
+        return _NamedErrors(self.where, self.step)
 
-    def find_class(self, module: str, name: str) -> Any:
-        if (module, name) in self.names:
-            return self.names[module, name]
-        if module == "torch" and _PLAIN.fullmatch(name):
-            return Name(name)
-        raise UnsupportedCheckpointError(
-            f"{self.where}: its pickle asks for {show(f'{module}.{name}')}, which is no part of "
-            "torch.distributed.checkpoint's metadata or of a plain tensor; lazysd does not run code from checkpoints"
+    def has(self, name: str) -> bool:
+        """Whether there is such a record."""
+        return name in self._entries
+
+    def pickle(self) -> Any:
+        """What the archive's pickle says; see `pickles`."""
+        names = ["data.pkl", *(["byteorder"] if self.has("byteorder") else [])]
+        for name in names:
+            if name in self._entries and not self._is_plain(name, MAX_RECORD_NBYTES):
+                raise FormatError(f"{self.where}: its {name} is packed or too long; {self.step}")
+        with self._errors():
+            found = self.places(names)
+            record, *order = (self.file.text(at, size) for at, size in found)
+        if order and order[0] != b"little":
+            raise UnsupportedCheckpointError(f"{self.where}: written on a big-endian machine; save it again on another")
+        return unpickle(record, self.where, TENSORS, self.step)
+
+    def places(self, names: Iterable[str]) -> list[tuple[int, int]]:
+        """(offset in the file, bytes) of records that are stored as they are."""
+        entries = [self._entries[name] for name in names]
+        at = [self.start + entry.header_offset for entry in entries]
+        if any(entry.header_offset + _LOCAL_NBYTES > self.nbytes for entry in entries):
+            raise FormatError(f"{self.where}: its archive ends early; {self.step}")
+        found = []
+        for entry, raw in zip(entries, self.file.texts([(here, _LOCAL_NBYTES) for here in at]), strict=True):
+            magic, name_nbytes, extra_nbytes = struct.unpack("<4s22xHH", raw)
+            inside = entry.header_offset + _LOCAL_NBYTES + name_nbytes + extra_nbytes
+            if magic != b"PK\x03\x04" or inside + entry.file_size > self.nbytes:
+                raise FormatError(f"{self.where}: its archive ends early; {self.step}")
+            found.append((self.start + inside, entry.file_size))
+        return found
+
+    def storages(self, names: Iterable[str]) -> dict[str, tuple[int, int]]:
+        """Of each storage, (offset in the file, bytes)."""
+        wanted = list(dict.fromkeys(names))
+        for name in wanted:
+            if f"data/{name}" not in self._entries or not self._is_plain(f"data/{name}", self.nbytes):
+                raise UnsupportedCheckpointError(f"{self.where}: {show(name)} is not stored as it is; save it again")
+        return dict(zip(wanted, self.places(f"data/{name}" for name in wanted), strict=True))
+
+    def _is_plain(self, name: str, most_nbytes: int) -> bool:
+        entry = self._entries[name]
+        return (
+            entry.compress_type == zipfile.ZIP_STORED
+            and not entry.flag_bits & 1  # encrypted
+            and entry.compress_size == entry.file_size <= most_nbytes
         )
 
-    def persistent_load(self, ident: Any) -> Any:
-        return Name("storage", ident)
+
+def stored_tensor(value: Any) -> Stored | None:
+    """The tensor that a value of the pickle stands for; None where it is something else.
+
+    Raises:
+        ValueError, TypeError, IndexError, AttributeError: it is one that no torch writes.
+        UnsupportedCheckpointError: of a dtype that safetensors cannot hold.
+    """
+    if not isinstance(value, Name) or value.name != "tensor":
+        return None
+    storage, first, dims, strides, *dtype = value.args
+    if not isinstance(storage, Name) or storage.name != "storage" or not isinstance(storage.args[2], str):
+        raise ValueError(f"expected a storage, found {show(getattr(storage, 'name', storage))}")
+    word = dtype[0].name if dtype else storage.args[1].name
+    code = next((kind.code for kind in dtypes.DTYPES.values() if kind.torch_name == word), _STORAGES.get(word))
+    if code is None:
+        raise UnsupportedCheckpointError(f"it is of dtype {show(word)}, which safetensors cannot hold")
+    shape, pitches = sizes_of(dims), sizes_of(strides)
+    if len(shape) != len(pitches):
+        raise ValueError(f"expected {len(shape)} strides, found {len(pitches)}")
+    return Stored(storage.args[2], code, sizes_of((first,))[0], shape, pitches)
 
 
-def unpickle(data: bytes, where: str, names: dict[tuple[str, str], Any]) -> Any:
-    try:
-        return _Unpickler(data, where, names).load()
-    except UnsupportedCheckpointError:
-        raise
-    except Exception as error:
-        raise FormatError(f"{where}: cannot be read ({type(error).__name__}: {show(str(error))}); {AGAIN}") from error
+def span(dims: tuple[int, ...], strides: tuple[int, ...]) -> int:
+    """Elements from the first to the last one, gaps included."""
+    if not prod(dims):
+        return 0
+    return 1 + sum((size - 1) * stride for size, stride in zip(dims, strides, strict=True))
 
 
-def sizes_of(values: Any) -> tuple[int, ...]:
-    """Sizes, offsets: a few whole numbers that are not negative."""
-    found = tuple(values)
-    if len(found) > MAX_AXES or any(type(value) is not int or value < 0 for value in found):
-        raise ValueError(f"expected sizes, found {show(list(found))}")
-    return found
+class _NamedErrors:
+    """Turns whatever a damaged archive makes zipfile raise into FormatError."""
 
+    def __init__(self, where: str, step: str):
+        self.where, self.step = where, step
 
-def archive_data(window: Window, where: str, code: str, sizes: tuple[int, ...]) -> tuple[int, tuple[int, ...]]:
-    """Of a torch.save archive that holds one dense tensor: the offset of its bytes, the order of its axes in them."""
-    try:
-        with zipfile.ZipFile(window) as archive:
-            entries = {entry.filename.split("/", 1)[-1]: entry for entry in archive.infolist()}
-            for name in ("data.pkl", "byteorder"):
-                if name in entries and not _is_plain(entries[name], MAX_RECORD_NBYTES):
-                    raise FormatError(f"{where}: its {name} is packed or too long; {AGAIN}")
-            record = archive.read(entries["data.pkl"])
-            order = archive.read(entries["byteorder"]) if "byteorder" in entries else b"little"
-    except (zipfile.BadZipFile, KeyError, OSError, EOFError, RuntimeError, UnicodeError, struct.error) as error:
-        raise FormatError(f"{where}: no archive of torch.save ({show(repr(error))}); {AGAIN}") from error
-    names: dict[tuple[str, str], Any] = {
-        ("torch._utils", "_rebuild_tensor_v2"): lambda *args: Name("tensor", args[:4]),
-        ("torch._utils", "_rebuild_tensor_v3"): lambda *args: Name("tensor", (*args[:4], args[6])),
-        ("torch._utils", "_rebuild_parameter"): lambda data, *_: data,
-        ("collections", "OrderedDict"): OrderedDict,
-        ("torch.storage", "UntypedStorage"): Name("UntypedStorage"),
-    }
-    tensor = unpickle(record, where, names)
-    if not isinstance(tensor, Name) or tensor.name != "tensor":
-        raise FormatError(f"{where}: holds no plain tensor; {AGAIN}")
-    storage, first, shape, strides, *dtype = tensor.args
-    typed = dtype[0].name if dtype else storage.args[1].name
-    if sizes_of(shape) != sizes or typed != (dtypes.DTYPES[code].torch_name if dtype else _STORAGES.get(code)):
-        raise FormatError(f"{where}: expected {code} {list(sizes)}, found {typed} {show(list(shape))}; {AGAIN}")
-    if order != b"little":
-        raise UnsupportedCheckpointError(f"{where}: written on a big-endian machine; save it again on another")
-    axes = _dense_order(sizes, sizes_of(strides))
-    data = entries.get(f"data/{storage.args[2]}")
-    start, expected = sizes_of((first,))[0] * dtypes.itemsize(code), prod(sizes) * dtypes.itemsize(code)
-    if axes is None or data is None or not _is_plain(data, window.nbytes) or start + expected > data.file_size:
-        raise UnsupportedCheckpointError(f"{where}: the tensor is not stored whole and dense; save it again")
-    window.seek(data.header_offset)
-    header = struct.unpack("<4s22xHH", window.read(30))
-    inside = data.header_offset + 30 + header[1] + header[2] + start
-    if header[0] != b"PK\x03\x04" or inside + expected > window.nbytes:
-        raise FormatError(f"{where}: its archive ends early; {AGAIN}")
-    return inside, axes
+    def __enter__(self) -> None:
+        """Nothing to prepare."""
 
-
-def _is_plain(entry: zipfile.ZipInfo, most_nbytes: int) -> bool:
-    return entry.compress_type == zipfile.ZIP_STORED and entry.file_size <= most_nbytes
-
-
-def _dense_order(sizes: tuple[int, ...], strides: tuple[int, ...]) -> tuple[int, ...] | None:
-    """The axes from the widest stride to the narrowest, None where elements do not lie side by side."""
-    order = sorted(range(len(sizes)), key=lambda axis: (sizes[axis] > 1, -strides[axis]))  # length 1: any place will do
-    pitch = 1
-    for axis in reversed(order):
-        if sizes[axis] > 1 and strides[axis] != pitch:
-            return None
-        pitch *= sizes[axis]
-    natural = tuple(range(len(sizes)))
-    long = [axis for axis in order if sizes[axis] > 1]
-    return natural if long == sorted(long) else tuple(order)
+    def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
+        odd = (zipfile.BadZipFile, KeyError, EOFError, RuntimeError, UnicodeError, struct.error, NotImplementedError)
+        if isinstance(error, (*odd, OverflowError)) or type(error) in (OSError, ValueError):
+            raise FormatError(f"{self.where}: no archive of torch.save ({show(repr(error))}); {self.step}") from error
 
 
 class Window(io.RawIOBase):
-    """Part of a file as a file of its own."""
+    """Part of a file as a file of its own, read a page at a time: directories are read in small steps."""
 
-    def __init__(self, file: Any, start: int, nbytes: int):
+    def __init__(self, file: File, start: int, nbytes: int):
         self.file, self.start, self.nbytes, self.at = file, start, nbytes, 0
+        self._page, self._page_at = b"", 0
 
     def seekable(self) -> bool:
         return True
@@ -154,7 +162,13 @@ class Window(io.RawIOBase):
 
     def read(self, size: int = -1) -> bytes:
         left = max(0, self.nbytes - self.at)
-        self.file.seek(self.start + self.at)
-        data: bytes = self.file.read(left if size is None or size < 0 else min(size, left))
+        wanted = left if size is None or size < 0 else min(size, left)
+        if not self._page_at <= self.at <= self.at + wanted <= self._page_at + len(self._page):
+            nearby = max(0, min(self.at, self.nbytes - _PAGE_NBYTES))  # towards the end, where the directory lies
+            if self.at + wanted > nearby + _PAGE_NBYTES:
+                nearby = self.at
+            length = min(max(wanted, _PAGE_NBYTES), self.nbytes - nearby)
+            self._page, self._page_at = self.file.text(self.start + nearby, length), nearby
+        data = self._page[self.at - self._page_at :][:wanted]
         self.at += len(data)
         return data

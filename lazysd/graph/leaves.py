@@ -3,29 +3,21 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 from ..errors import SourceChangedError
+from ..stores.base import File
 from .base import Leaf
 
 if TYPE_CHECKING:
     from .node import Node
 
 
-class ByteSource(Protocol):
-    """A file that leaves read from (stores.local.SourceFile)."""
-
-    @property
-    def path(self) -> str: ...
-    def pread(self, buffer: memoryview, offset: int) -> None: ...
-    def view(self, offset: int, nbytes: int) -> memoryview | None: ...
-
-
 @dataclass(frozen=True, slots=True, eq=False)
 class FileRange(Leaf):
     """A contiguous, row-major tensor at a byte offset of a file."""
 
-    file: ByteSource
+    file: File
     offset: int
 
     def describe(self, node: Node) -> str:

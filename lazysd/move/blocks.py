@@ -8,12 +8,10 @@ from math import prod
 from typing import NamedTuple
 
 from ..graph.boxes import Box, Dims, box_dims, row_major
+from ..stores.base import Cost
+from ..stores.local import COST
 
-# Gaps up to this are read along: a disk page or a system call costs as much as copying so many bytes.
-MAX_GAP_NBYTES = 8 << 10
-
-
-MIN_RUN_NBYTES = 512
+MIN_RUN_SHARE = 16  # of the gap worth reading along: a run this many times shorter is not worth a read of its own
 # What a host copy holds at a time: a block and its transposed copy stay in a core's second-level cache together.
 HOST_BLOCK_NBYTES = 1 << 20
 
@@ -36,18 +34,20 @@ class Run(NamedTuple):
             yield self.first + sum(at * pitch for at, (_, pitch) in zip(index, self.loops, strict=True))
 
 
-def run_of(box: Box, dims: Dims, itemsize: int, exact: bool = False) -> Run:
+def run_of(box: Box, dims: Dims, itemsize: int, exact: bool = False, cost: Cost = COST) -> Run:
     """The reads that fetch a non-empty box of a row-major tensor: hulls merge across small gaps, never large ones.
 
-    With `exact`, runs long enough to be worth a system call are read by themselves, however small the gaps.
+    With `exact`, runs long enough to be worth a read are read by themselves, however small the gaps. What a gap and a
+    read are worth is the `cost` of the file.
     """
+    min_run_nbytes = cost.gap_nbytes // MIN_RUN_SHARE
     pitches = row_major(dims)
     first, hull, inner = 0, 1, len(box)
     for k in range(len(box) - 1, -1, -1):
         axis = box[k]
         pitch = axis.step * pitches[k]
         gap = (pitch - hull) * itemsize
-        if len(axis) > 1 and gap > (0 if exact and hull * itemsize >= MIN_RUN_NBYTES else MAX_GAP_NBYTES):
+        if len(axis) > 1 and gap > (0 if exact and hull * itemsize >= min_run_nbytes else cost.gap_nbytes):
             break
         hull += (len(axis) - 1) * pitch
         inner = k
@@ -71,13 +71,19 @@ class Block(NamedTuple):
 
 
 def blocks(
-    box: Box, dims: Dims, itemsize: int, strides: Dims, limit_nbytes: int, exact: bool = False
+    box: Box,
+    dims: Dims,
+    itemsize: int,
+    strides: Dims,
+    limit_nbytes: int,
+    exact: bool = False,
+    cost: Cost = COST,
 ) -> Iterator[Block]:
     """Cut a box along its outermost axes until each part's hulls fit `limit_nbytes` (or it is one element)."""
     stack = [(box, 0)]
     while stack:
         part, offset = stack.pop()
-        run = run_of(part, dims, itemsize, exact)
+        run = run_of(part, dims, itemsize, exact, cost)
         nbytes = run.hull * run.num_hulls * itemsize
         axis = next((k for k, indices in enumerate(part) if len(indices) > 1), None)
         if nbytes <= limit_nbytes or axis is None:
@@ -93,9 +99,9 @@ def blocks(
 
 
 def byte_ranges(
-    box: Box, dims: Dims, itemsize: int, limit_nbytes: int, exact: bool = False
+    box: Box, dims: Dims, itemsize: int, limit_nbytes: int, exact: bool = False, cost: Cost = COST
 ) -> Iterator[tuple[int, int]]:
     """(offset, nbytes), relative to the tensor's first byte, of every read that fetches the box."""
-    for block in blocks(box, dims, itemsize, row_major(box_dims(box)), limit_nbytes, exact):
+    for block in blocks(box, dims, itemsize, row_major(box_dims(box)), limit_nbytes, exact, cost):
         for start in block.run.starts():
             yield start * itemsize, block.run.hull * itemsize

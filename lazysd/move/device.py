@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from ..graph.leaves import ByteSource
+from ..stores.base import File
 from .blocks import HOST_BLOCK_NBYTES
 from .workers import default_workers
 
@@ -60,10 +60,9 @@ class Lane:
         """A host buffer to read a block into; pass it back through `release` when the block has been moved."""
         return self.scratch.take(nbytes)
 
-    def read(self, file: ByteSource, parts: list[tuple[memoryview, int]]) -> None:
+    def read(self, file: File, parts: list[tuple[memoryview, int]]) -> None:
         """Fill each buffer from its offset in the file."""
-        for held, offset in parts:
-            file.pread(held, offset)
+        file.read(parts)
 
     def release(self, buffer: torch.Tensor) -> None:
         """The block in `buffer` has been handed to `move`."""
@@ -133,7 +132,7 @@ class CudaLane(Lane):
         self._num_made += 1
         return self._pinned(max(nbytes, self.block_nbytes))
 
-    def read(self, file: ByteSource, parts: list[tuple[memoryview, int]]) -> None:
+    def read(self, file: File, parts: list[tuple[memoryview, int]]) -> None:
         chunks = [
             (held[at : at + READ_NBYTES], offset + at)
             for held, offset in parts
@@ -142,7 +141,7 @@ class CudaLane(Lane):
         if len(chunks) == 1:
             super().read(file, chunks)
         else:
-            list(_readers().map(lambda chunk: file.pread(*chunk), chunks))  # list() raises what a reader raised
+            list(_readers().map(lambda chunk: file.read([chunk]), chunks))  # list() raises what a reader raised
 
     def release(self, buffer: torch.Tensor) -> None:
         event = self._new_event()

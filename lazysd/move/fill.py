@@ -140,12 +140,12 @@ def _from_file(target: torch.Tensor, piece: Piece, op: FileRange, lane: Lane, ex
     itemsize, dims = node.itemsize, box_dims(box)
     bits = _bits(target, node.code)
     if lane.is_host and is_dense(dims, piece.strides):
-        run = run_of(box, node.dims, itemsize)
+        run = run_of(box, node.dims, itemsize, cost=op.file.cost)
         if run.num_hulls == 1 and run.hull == prod(dims):  # one stretch without gaps
             flat = bits.as_strided((run.hull,), (1,), piece.offset).view(torch.uint8)
-            op.file.pread(_bytes_of(flat), op.offset + run.first * itemsize)
+            op.file.read([(_bytes_of(flat), op.offset + run.first * itemsize)])
             return
-    for block in blocks(box, node.dims, itemsize, piece.strides, lane.block_nbytes, exact):
+    for block in blocks(box, node.dims, itemsize, piece.strides, lane.block_nbytes, exact, op.file.cost):
         run, hull_nbytes = block.run, block.run.hull * itemsize
         nbytes = hull_nbytes * run.num_hulls
         buffer = lane.buffer(nbytes)

@@ -35,7 +35,7 @@ def source_ranges(wanted: Iterable[Piece], exact: bool = False) -> Iterator[tupl
         op = piece.node.op
         if isinstance(op, FileRange):
             dims, itemsize = piece.node.dims, piece.node.itemsize
-            for offset, nbytes in byte_ranges(piece.box, dims, itemsize, HOST_BLOCK_NBYTES, exact):
+            for offset, nbytes in byte_ranges(piece.box, dims, itemsize, HOST_BLOCK_NBYTES, exact, op.file.cost):
                 yield op, op.offset + offset, nbytes
         elif isinstance(op, Computed):
             for node, box in op.operands(piece.node, piece.box):

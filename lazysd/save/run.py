@@ -18,6 +18,8 @@ from ..formats.safetensors.index import format_index
 from ..move import workers
 from ..move.fill import fill
 from ..stores import crc
+from ..stores.base import File
+from ..stores.local import LocalFile
 from ..stores.output_folder import OutputFolder, check_apart
 from ..stores.shard_file import PAGE_NBYTES, ShardFile
 from .jobs import Job, Shard, digest, reads_memory, source_files
@@ -165,9 +167,11 @@ def save(
 
 def output_folder(checkpoint: Checkpoint, plan: Plan, dst: Path, overwrite: bool, resume: bool) -> OutputFolder:
     """The folder a plan is written to, once it is sure that it does not touch the source."""
-    files = {file.path for file in (*checkpoint.files, *source_files(plan.shards))}
-    check_apart(dst, checkpoint.path, sorted(files))
-    sides = sum(path.stat().st_size for path in _side_files(checkpoint, plan))
+    found = (*checkpoint.files, *source_files(plan.shards))
+    files = {file.path for file in found if isinstance(file, LocalFile)}
+    root = checkpoint.path if isinstance(checkpoint.path, Path) else None
+    check_apart(dst, root, sorted(files))
+    sides = sum(file.size for file in _side_files(checkpoint, plan))
     nbytes = plan.write_nbytes + sides + _ENTRY_NBYTES * plan.num_tensors
     volatile = reads_memory(plan.shards)
     return OutputFolder(dst, digest(plan.shards), nbytes, overwrite, resume, volatile)
@@ -190,10 +194,10 @@ def finish(checkpoint: Checkpoint, plan: Plan, folder: OutputFolder) -> None:
     folder.commit()
 
 
-def _side_files(checkpoint: Checkpoint, plan: Plan) -> list[Path]:
+def _side_files(checkpoint: Checkpoint, plan: Plan) -> list[File]:
     """Files to copy: those beside the source that the save does not write itself."""
     written = {shard.name for shard in plan.shards} | {MANIFEST, *checkpoint.facts.json_files}
-    return [path for path in checkpoint.facts.side_files if path.name not in written]
+    return [file for file in checkpoint.facts.side_files if file.name not in written]
 
 
 def _manifest(checkpoint: Checkpoint, plan: Plan, folder: OutputFolder) -> bytes:

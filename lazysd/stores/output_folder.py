@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import LazysdError, NoSpaceError, OutputExistsError, ResumeMismatchError, SourceChangedError, WriteError
+from .base import File
 from .shard_file import ShardFile
 
 JOURNAL = ".lazysd-journal.jsonl"
@@ -168,13 +169,16 @@ class OutputFolder:
             file.flush()
             os.fsync(file.fileno())
 
-    def copy_files(self, files: Iterable[Path]) -> None:
-        """Side files, as they are; links are resolved."""
-        for path in files:
-            with open(path, "rb") as source, open(self.building / path.name, "wb") as copy:
-                shutil.copyfileobj(source, copy, _COPY_NBYTES)
+    def copy_files(self, files: Iterable[File]) -> None:
+        """Side files, as they are, subfolders and all; links are resolved."""
+        for file in files:
+            (self.building / file.name).parent.mkdir(parents=True, exist_ok=True)
+            with open(self.building / file.name, "wb") as copy:
+                for at in range(0, file.size, _COPY_NBYTES):
+                    copy.write(file.text(at, min(_COPY_NBYTES, file.size - at)))
                 copy.flush()
                 os.fsync(copy.fileno())
+            file.check_unchanged()
 
     def commit(self) -> None:
         """Make the result appear at the destination."""

@@ -1,16 +1,18 @@
-"""Files nobody vouches for: open without blocking, refuse foreign kinds, parse JSON that can be read one way only."""
+"""Files nobody vouches for: refuse foreign kinds, parse JSON that can be read one way only."""
 
 from __future__ import annotations
 
 import json
 import os
 import re
-import stat
 from collections import Counter
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from ..errors import FormatError, LazysdError, MissingShardError, ReadError, UnsupportedCheckpointError
+from ..errors import FormatError, UnsupportedCheckpointError
+
+if TYPE_CHECKING:
+    from .base import File
 
 MAX_JSON_NBYTES = 512 * 1000**2  # an index of a trillion parameters takes about 10 MB
 MAX_JSON_DEPTH = 64  # deeper values would exhaust the stack of whoever walks them later
@@ -25,13 +27,6 @@ _FOREIGN = (
     (b"\x89HDF\r\n\x1a\n", "an HDF5 file", "convert it to safetensors with the framework that wrote it"),
     (b"\x93NUMPY", "a numpy array", "convert it with safetensors.numpy.save_file"),
     (b"\x1f\x8b", "a gzip archive", "unpack it first (gunzip, tar -xzf)"),
-)
-_KINDS = (
-    (stat.S_ISDIR, "a directory"),
-    (stat.S_ISFIFO, "a named pipe"),
-    (stat.S_ISSOCK, "a socket"),
-    (stat.S_ISCHR, "a device"),
-    (stat.S_ISBLK, "a device"),
 )
 _MAYBE_SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
 
@@ -53,50 +48,6 @@ def listing(names: list[str]) -> str:
     return ", ".join(show(name) for name in names[:5]) + more
 
 
-def check_regular(path: str | os.PathLike[str], mode: int) -> None:
-    """Raise FormatError unless `mode` (st_mode) is that of a regular file."""
-    if not stat.S_ISREG(mode):
-        kind = next((name for is_kind, name in _KINDS if is_kind(mode)), "not a regular file")
-        raise FormatError(f"cannot read {path}: expected a regular file, found {kind}; pass the file or folder itself")
-
-
-def open_regular(path: str | os.PathLike[str]) -> int:
-    """Open a regular file for reading and return its descriptor; never blocks on a pipe or a device."""
-    try:
-        check_regular(path, os.stat(path).st_mode)  # before the open: opening a device may have effects
-        fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
-    except LazysdError:
-        raise
-    except FileNotFoundError:
-        raise MissingShardError(f"cannot read {path}: no such file; check the path") from None
-    except (OSError, ValueError) as error:  # ValueError: a NUL byte in the path
-        raise ReadError(f"cannot open {path}: {error}; check the path and its permissions") from error
-    try:
-        check_regular(path, os.fstat(fd).st_mode)  # it may have been swapped since the stat
-    except BaseException:
-        os.close(fd)
-        raise
-    return fd
-
-
-def read_at(fd: int, nbytes: int, offset: int, path: str | os.PathLike[str]) -> bytes:
-    """Read exactly `nbytes` bytes. The caller has checked `nbytes` against the size of the file."""
-    pieces: list[bytes] = []
-    missing = nbytes
-    while missing:
-        try:
-            piece = os.pread(fd, missing, offset + nbytes - missing)
-        except OSError as error:
-            raise ReadError(f"cannot read {nbytes} bytes at {offset} of {path}: {error}") from error
-        if not piece:
-            raise ReadError(
-                f"cannot read {path}: it ended {missing} bytes early; it was cut while being read, try again"
-            )
-        pieces.append(piece)
-        missing -= len(piece)
-    return pieces[0] if len(pieces) == 1 else b"".join(pieces)
-
-
 def refuse_foreign(head: bytes, path: str | os.PathLike[str]) -> None:
     """Raise UnsupportedCheckpointError where the first bytes are those of another kind of file."""
     for magic, kind, step in _FOREIGN:
@@ -104,15 +55,23 @@ def refuse_foreign(head: bytes, path: str | os.PathLike[str]) -> None:
             raise UnsupportedCheckpointError(f"cannot open {path}: expected safetensors, found {kind}; {step}")
 
 
-def parse_json(raw: bytes, objects: Callable[[list[tuple[str, Any]]], Any]) -> Any:
+def parse_json(
+    raw: bytes,
+    objects: Callable[[list[tuple[str, Any]]], Any],
+    constants: bool = False,
+    integer: Callable[[str], int] | None = None,
+) -> Any:
     """Parse UTF-8 JSON; `objects` makes each object out of its pairs. Raises FormatError with the bare reason.
 
-    Refused on top of what the json module refuses: NaN and infinities, numbers with thousands of digits, nesting that
-    exhausts the stack, and escaped lone surrogates (strings that cannot be written back).
+    Refused on top of what the json module refuses: NaN and infinities (unless `constants`), numbers with thousands of
+    digits, nesting that exhausts the stack, and escaped lone surrogates (strings that cannot be written back).
     """
     try:
         text = raw.decode("utf-8")
-        value = json.loads(text, object_pairs_hook=objects, parse_constant=_no_constant, parse_float=_finite)
+        constant = float if constants else _no_constant
+        value = json.loads(
+            text, object_pairs_hook=objects, parse_constant=constant, parse_float=_finite, parse_int=integer
+        )
         if _MAYBE_SURROGATE.search(text):
             json.dumps(value, ensure_ascii=False).encode("utf-8")
     except UnicodeDecodeError as error:
@@ -131,35 +90,33 @@ def parse_json(raw: bytes, objects: Callable[[list[tuple[str, Any]]], Any]) -> A
     return value
 
 
-def read_json(path: str | os.PathLike[str], what: str) -> dict[str, Any]:
+def read_json(file: File, what: str, constants: bool = False) -> dict[str, Any]:
     """Read a JSON object from a file (config.json, an index) that every reader understands alike.
 
     Args:
-        path: a regular file of at most 512 MB.
-        what: what the file is, for messages: "config", "shard index".
+        file: of at most 512 MB.
+        what: what the file is, for messages: "config.json", "shard index".
+        constants: let NaN and Infinity pass, which Python writes and reads though JSON has no such numbers.
 
     Raises:
         FormatError: not UTF-8 JSON, not an object, a field given twice, NaN or infinity, nested deeper than 64.
         UnsupportedCheckpointError: a Git LFS pointer.
         MissingShardError, ReadError: absent, or not readable.
     """
-    fd = open_regular(path)
-    try:
-        size = os.fstat(fd).st_size
-        if size > MAX_JSON_NBYTES:
-            raise FormatError(f"cannot read the {what} {path}: expected at most {MAX_JSON_NBYTES} bytes, found {size}")
-        raw = read_at(fd, size, 0, path)
-    finally:
-        os.close(fd)
+    if file.size > MAX_JSON_NBYTES:
+        raise FormatError(
+            f"cannot read the {what} {file.path}: expected at most {MAX_JSON_NBYTES} bytes, found {file.size}"
+        )
+    raw = file.text(0, file.size)
     if raw.startswith(_LFS[0]):
-        raise UnsupportedCheckpointError(f"cannot read the {what} {path}: it is {_LFS[1]}; {_LFS[2]}")
+        raise UnsupportedCheckpointError(f"cannot read the {what} {file.path}: it is {_LFS[1]}; {_LFS[2]}")
     try:
-        value = parse_json(raw, _unique)
+        value = parse_json(raw, _unique, constants)
         if not isinstance(value, dict):
             raise FormatError(f"expected a JSON object, found {show(value)}")
         _check_depth(value)
     except FormatError as error:
-        raise FormatError(f"cannot read the {what} {path}: {error}; correct the file or fetch it again") from None
+        raise FormatError(f"cannot read the {what} {file.path}: {error}; correct the file or fetch it again") from None
     return value
 
 

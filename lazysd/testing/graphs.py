@@ -16,6 +16,8 @@ from hypothesis import strategies as st
 from .. import dtypes
 from ..graph.leaves import FileRange, InMemory
 from ..graph.rewrite import concat, stack
+from ..stores.base import Parts
+from ..stores.memory import MemoryFile
 from ..tensor.lazy import LazyTensor
 from .values import random_bits
 
@@ -36,22 +38,20 @@ class Drawn(NamedTuple):
         return self.bits.contiguous().view(dtypes.to_torch(self.node.code))
 
 
-class MemoryFile:
-    """A file that leaves read from, kept in memory; remembers every read."""
+class NotedFile(MemoryFile):
+    """A file in memory that remembers every read."""
 
-    def __init__(self, data: bytes, path: str = "/memory/model.safetensors") -> None:
-        self.data, self.path = data, path
+    def __init__(self, data: bytes, name: str = "model.safetensors") -> None:
+        super().__init__(data, name)
         self.calls: list[tuple[int, int]] = []
         self._lock = threading.Lock()
 
-    def pread(self, buffer: memoryview, offset: int) -> None:
-        assert 0 <= offset <= offset + len(buffer) <= len(self.data), "a read outside the file"
-        buffer[:] = self.data[offset : offset + len(buffer)]
+    def read(self, parts: Parts) -> None:
+        for buffer, offset in parts:
+            assert 0 <= offset <= offset + len(buffer) <= len(self.data), "a read outside the file"
+        super().read(parts)
         with self._lock:
-            self.calls.append((offset, len(buffer)))
-
-    def view(self, offset: int, nbytes: int) -> None:
-        return None
+            self.calls.extend((offset, len(buffer)) for buffer, offset in parts)
 
 
 def leaf(bits: torch.Tensor, code: str, kind: str = "file", lead: int = 0) -> LazyTensor:

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from typing import TypeVar
 from unittest.mock import patch
 
-from ..stores.local import SourceFile
+from ..stores.base import File, Parts
 from ..tensor.lazy import LazyTensor
 from .comparing import MAX_LISTED
 
@@ -22,19 +22,19 @@ def recorded_reads() -> Iterator[Reads]:
     Views of mapped files count when they are handed out, whether or not they are touched.
     """
     noted: Reads = []
-    pread, view = SourceFile.pread, SourceFile.view
+    read, view = File.read, File.view
 
-    def noting(self: SourceFile, buffer: memoryview, offset: int) -> None:
-        noted.append((self.path, offset, len(buffer)))
-        pread(self, buffer, offset)
+    def noting(self: File, parts: Parts) -> None:
+        noted.extend((self.path, offset, len(buffer)) for buffer, offset in parts)
+        read(self, parts)
 
-    def viewing(self: SourceFile, offset: int, nbytes: int) -> memoryview | None:
+    def viewing(self: File, offset: int, nbytes: int) -> memoryview | None:
         found = view(self, offset, nbytes)
         if found is not None:
             noted.append((self.path, offset, nbytes))
         return found
 
-    with patch.object(SourceFile, "pread", noting), patch.object(SourceFile, "view", viewing):
+    with patch.object(File, "read", noting), patch.object(File, "view", viewing):
         yield noted
 
 

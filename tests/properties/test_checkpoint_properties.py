@@ -19,7 +19,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import lazysd
-from lazysd.stores.local import SourceFile
+from lazysd.stores.base import File
 from lazysd.testing import assert_same_bytes, checkpoints, recorded_reads
 from lazysd.testing.reading import merged
 
@@ -33,7 +33,7 @@ def no_data_is_read() -> Iterator[None]:
     def refuse(*args: Any) -> None:
         raise AssertionError(f"tensor data was read: {args[1:]}")
 
-    with patch.object(SourceFile, "pread", refuse), patch.object(SourceFile, "view", refuse):
+    with patch.object(File, "read", refuse), patch.object(File, "view", refuse):
         yield
 
 

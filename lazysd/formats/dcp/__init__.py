@@ -1,1 +1,5 @@
 """Folders of torch.distributed.checkpoint."""
+
+from .reading import CONTAINER
+
+__all__ = ["CONTAINER"]

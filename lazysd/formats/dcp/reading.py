@@ -8,40 +8,22 @@ Source: torch 2.13, distributed/checkpoint/metadata.py, filesystem.py.
 
 from __future__ import annotations
 
-import os
 import struct
 from collections import OrderedDict
 from math import prod
-from pathlib import Path
 from typing import Any, NamedTuple
 
 from ... import dtypes
 from ...errors import FormatError, UnsupportedCheckpointError
-from ...stores.local import SourceFile
-from ...stores.strict_json import open_regular, read_at, show
-from ..safetensors.index import contained
-from ..torch_archive import AGAIN, Window, archive_data, sizes_of, unpickle
+from ...stores.base import File
+from ...stores.strict_json import show
+from ..base import Chunk, Contents, Folder, StoredTensor, sentence
+from ..pickles import Record, sizes_of, unpickle
+from ..torch_archive import Archive, Stored, span, stored_tensor
 
 METADATA = ".metadata"
 MAX_METADATA_NBYTES = 1 << 30
-
-
-class Chunk(NamedTuple):
-    """Part of a tensor, dense in a file."""
-
-    file: SourceFile
-    offset: int  # of its first byte
-    starts: tuple[int, ...]  # where the part lies in the tensor
-    sizes: tuple[int, ...]
-    order: tuple[int, ...]  # the part's axes from the outermost to the innermost in the file
-
-
-class StoredTensor(NamedTuple):
-    """A tensor of a DCP folder."""
-
-    code: str
-    dims: tuple[int, ...]
-    chunks: list[Chunk]  # those that hold elements, in no particular order; nobody has checked that they fit together
+AGAIN = "the checkpoint is damaged or not from dcp.save; save it again"
 
 
 class _Wanted(NamedTuple):
@@ -55,25 +37,6 @@ class _Wanted(NamedTuple):
     nbytes: int
 
 
-class _Record:
-    """An object of a pickle, as its class name and its state; its class is never imported."""
-
-    name = ""
-
-    def __init__(self, *args: Any) -> None:
-        self.args = args
-        self.state: Any = {}
-
-    def __setstate__(self, state: Any) -> None:
-        self.state = state
-
-    def __hash__(self) -> int:
-        return id(self)
-
-    def __eq__(self, other: object) -> bool:
-        return self is other
-
-
 _TORCH = "torch.distributed.checkpoint."
 _RECORDS = {
     (_TORCH + "metadata", name)
@@ -85,85 +48,118 @@ _RECORDS = {
 _RECORDS |= {(module, name) for module in ("pathlib", "pathlib._local") for name in ("Path", "PosixPath")}
 
 
-def read_dcp(folder: Path, mode: str) -> tuple[dict[str, StoredTensor], list[str]]:
-    """The tensors of a DCP folder, and the keys that hold pickled objects, which are never read.
+class Dcp:
+    """Opens a folder that dcp.save wrote, by its path or by that of its `.metadata`."""
 
-    Reads `.metadata` and, of every chunk, its archive's directory and tensor record; no tensor data. `mode` is the `io`
-    of the files.
-    """
-    path = folder / METADATA
-    fd = open_regular(path)
-    try:
-        nbytes = os.fstat(fd).st_size
-        if nbytes > MAX_METADATA_NBYTES:
-            raise FormatError(f"{path} has {nbytes} bytes, expected at most {MAX_METADATA_NBYTES}; {AGAIN}")
-        raw = read_at(fd, nbytes, 0, path)
-    finally:
-        os.close(fd)
-    names: dict[tuple[str, str], Any] = {key: type(key[1], (_Record,), {"name": key[1]}) for key in _RECORDS}
-    names |= {("torch", "Size"): tuple, ("collections", "OrderedDict"): OrderedDict}
-    meta = unpickle(raw, str(path), names)
-    try:
-        tensors, objects, wanted = _described(folder, meta)
-        for name in sorted(wanted):
-            _locate(folder, name, mode, wanted[name], tensors)
-    except (KeyError, TypeError, AttributeError, IndexError, ValueError, struct.error) as error:
-        if isinstance(error, FormatError):
-            raise
-        raise FormatError(f"{folder}: not what dcp.save of torch 2 writes ({show(repr(error))}); {AGAIN}") from error
-    return tensors, objects
+    name = "dcp"
+    rank = 20
+
+    def recognises(self, folder: Folder) -> bool:
+        return folder.named == METADATA or (folder.named is None and folder.store.has(METADATA))
+
+    def read(self, folder: Folder) -> Contents:
+        """Reads `.metadata` and, of every chunk, its archive's directory and tensor record; no tensor data."""
+        file = folder.store.open(METADATA)
+        if file.size > MAX_METADATA_NBYTES:
+            raise FormatError(f"{file.path} has {file.size} bytes, expected at most {MAX_METADATA_NBYTES}; {AGAIN}")
+        names: dict[tuple[str, str], Any] = {key: type(key[1], (Record,), {"name": key[1]}) for key in _RECORDS}
+        names |= {("torch", "Size"): tuple, ("collections", "OrderedDict"): OrderedDict}
+        meta = unpickle(file.text(0, file.size), file.path, names, AGAIN)
+        where = folder.store.path
+        try:
+            described = _described(file.path, meta)
+            chunks: dict[str, list[Chunk]] = {key: [] for key in described.tensors}
+            files = [_locate(folder, name, described.wanted[name], chunks) for name in sorted(described.wanted)]
+        except (KeyError, TypeError, AttributeError, IndexError, ValueError, struct.error) as error:
+            if isinstance(error, FormatError):
+                raise
+            raise FormatError(f"{where}: not what dcp.save of torch 2 writes ({show(repr(error))}); {AGAIN}") from error
+        tensors = {key: StoredTensor(*said, tuple(chunks[key])) for key, said in described.tensors.items()}
+        remarks = []
+        if described.objects:
+            what = sentence(len(described.objects), "pickled object", described.objects)
+            remarks.append(f"{where}: what is no tensor is left out, {what}")
+        return Contents(
+            tensors, tuple(files), {}, frozenset((METADATA, *(file.name for file in files))), tuple(remarks)
+        )
 
 
-def _described(folder: Path, meta: Any) -> tuple[dict[str, StoredTensor], list[str], dict[str, list[_Wanted]]]:
-    """What the metadata says: tensors still without chunks, keys of objects, the chunks by file name."""
+class _Described(NamedTuple):
+    """What the metadata says."""
+
+    tensors: dict[str, tuple[str, tuple[int, ...]]]  # key -> (code, dims)
+    objects: list[str]  # keys of what is no tensor
+    wanted: dict[str, list[_Wanted]]  # file name -> the chunks in it
+
+
+def _described(where: str, meta: Any) -> _Described:
     places: dict[tuple[str, tuple[int, ...]], Any] = {}
     for index, info in meta.state["storage_data"].items():
         places[index.state["fqn"], tuple(index.state.get("offset") or ())] = info.state
-    tensors: dict[str, StoredTensor] = {}
-    objects: list[str] = []
-    wanted: dict[str, list[_Wanted]] = {}
+    described = _Described({}, [], {})
     for key, entry in meta.state["state_dict_metadata"].items():
         if not isinstance(key, str):
-            raise FormatError(f"{folder / METADATA}: expected names of tensors, found {show(key)}; {AGAIN}")
+            raise FormatError(f"{where}: expected names of tensors, found {show(key)}; {AGAIN}")
         if entry.name != "TensorStorageMetadata":
-            objects.append(key)
+            described.objects.append(key)
             continue
         properties, dims = entry.state["properties"].state, sizes_of(entry.state["size"])
         dtype = (properties[0] if isinstance(properties, tuple) else properties["dtype"]).name
         code = next((item.code for item in dtypes.DTYPES.values() if item.torch_name == dtype), None)
         if code is None:
-            raise UnsupportedCheckpointError(
-                f"{folder}: {show(key)} is of dtype {dtype}, which safetensors cannot hold"
-            )
-        tensors[key] = StoredTensor(code, dims, [])
+            raise UnsupportedCheckpointError(f"{where}: {show(key)} is of dtype {dtype}, which safetensors cannot hold")
+        described.tensors[key] = code, dims
         for chunk in entry.state["chunks"]:
             starts, sizes = sizes_of(chunk.state["offsets"]), sizes_of(chunk.state["sizes"])
             if (key, starts) not in places:
-                raise FormatError(f"{folder / METADATA}: {show(key)} has no data at {list(starts)}; {AGAIN}")
+                raise FormatError(f"{where}: {show(key)} has no data at {show(list(starts))}; {AGAIN}")
             info = places[key, starts]
             if info.get("transform_descriptors"):
-                how = show(str(info["transform_descriptors"]))
-                raise UnsupportedCheckpointError(f"{folder}: {show(key)} is compressed ({how}); save it plain")
+                how = show(info["transform_descriptors"])
+                raise UnsupportedCheckpointError(f"{where}: {show(key)} is compressed ({how}); save it plain")
             if prod(sizes):
                 at, nbytes = sizes_of((info["offset"], info["length"]))
-                wanted.setdefault(info["relative_path"], []).append(_Wanted(key, code, starts, sizes, at, nbytes))
-    return tensors, objects, wanted
+                name = info["relative_path"]
+                if not isinstance(name, str):
+                    raise ValueError(f"expected a file name, found {show(name)}")
+                described.wanted.setdefault(name, []).append(_Wanted(key, code, starts, sizes, at, nbytes))
+    return described
 
 
-def _locate(folder: Path, name: str, mode: str, wanted: list[_Wanted], tensors: dict[str, StoredTensor]) -> None:
-    """Find the data of a file's chunks and add them to their tensors."""
-    if not isinstance(name, str):
-        raise ValueError(f"expected a file name, found {show(name)}")
-    path = contained(folder, name)
-    source = SourceFile(str(path), io=mode)
-    with open(path, "rb") as file:
-        for item in sorted(wanted, key=lambda item: item.offset):
-            where = f"{path} at {item.offset} ({show(item.key)})"
-            if item.offset + item.nbytes > source.identity.size:
-                raise FormatError(
-                    f"{where}: expected {item.nbytes} bytes, the file ends at {source.identity.size}; fetch it again"
-                )
-            inside, order = archive_data(Window(file, item.offset, item.nbytes), where, item.code, item.sizes)
-            chunk = Chunk(source, item.offset + inside, item.starts, item.sizes, order)
-            tensors[item.key].chunks.append(chunk)
-    source.check_unchanged()
+def _locate(folder: Folder, name: str, wanted: list[_Wanted], chunks: dict[str, list[Chunk]]) -> File:
+    """Find the data of a file's chunks."""
+    file = folder.store.open(name)
+    for item in sorted(wanted, key=lambda item: item.offset):
+        where = f"{file.path} at {item.offset} ({show(item.key)})"
+        if item.offset + item.nbytes > file.size:
+            raise FormatError(f"{where}: expected {item.nbytes} bytes, the file ends at {file.size}; fetch it again")
+        archive = Archive(file, item.offset, item.nbytes, where, AGAIN)
+        tensor = _only_tensor(archive, where)
+        if tensor.dims != item.sizes or tensor.code != item.code:
+            raise FormatError(
+                f"{where}: expected {item.code} {list(item.sizes)}, found {tensor.code} {show(list(tensor.dims))}; "
+                f"{AGAIN}"
+            )
+        itemsize = dtypes.itemsize(item.code)
+        start, nbytes = archive.storages([tensor.storage])[tensor.storage]
+        extent = span(tensor.dims, tensor.strides)
+        if extent != prod(tensor.dims) or (tensor.first + extent) * itemsize > nbytes:
+            raise UnsupportedCheckpointError(f"{where}: the tensor is not stored whole and dense; save it again")
+        offset = start + tensor.first * itemsize
+        chunks[item.key].append(Chunk(file, offset, item.starts, item.sizes, tensor.strides))
+    file.check_unchanged()
+    return file
+
+
+def _only_tensor(archive: Archive, where: str) -> Stored:
+    value = archive.pickle()
+    try:
+        tensor = stored_tensor(value)
+    except UnsupportedCheckpointError as error:
+        raise UnsupportedCheckpointError(f"{where}: {error}") from None
+    if tensor is None:
+        raise FormatError(f"{where}: holds no plain tensor; {AGAIN}")
+    return tensor
+
+
+CONTAINER = Dcp()

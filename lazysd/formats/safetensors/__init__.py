@@ -1,1 +1,5 @@
-"""safetensors: strict headers, shard indexes."""
+"""safetensors: strict headers, shard indexes, rank slices."""
+
+from .container import CONTAINER
+
+__all__ = ["CONTAINER"]

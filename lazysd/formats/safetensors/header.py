@@ -7,7 +7,7 @@ lets through and two readers could understand differently: repeated names and en
 from __future__ import annotations
 
 import json
-import os
+import re
 import struct
 from collections.abc import Iterable, Mapping
 from functools import lru_cache
@@ -15,12 +15,14 @@ from typing import Any, NamedTuple
 
 from ...dtypes import DTYPES
 from ...errors import FormatError
-from ...stores.strict_json import check_regular, open_regular, parse_json, read_at, refuse_foreign, repeated, show
+from ...stores.base import File
+from ...stores.strict_json import parse_json, refuse_foreign, repeated, show
 
 MAX_HEADER_NBYTES = 100_000_000  # the limit of safetensors itself
 _LIMIT = 2**63  # sizes and offsets stay below: what a file offset can express
 _FIELDS = {"dtype", "shape", "data_offsets"}
 _METADATA = "__metadata__"
+_MINUS_ZERO = re.compile(rb"[\[,:\s]-0[\],}\s]")  # as a number, or inside of a name: a second look tells
 _AGAIN = "the file is damaged or its writer is: fetch or write it again"
 
 
@@ -41,12 +43,8 @@ class Header(NamedTuple):
     data_start: int  # absolute offset of the first byte after the header
 
 
-def read_header(path: str | os.PathLike[str], fd: int | None = None) -> Header:
+def read_header(file: File) -> Header:
     """Read and check the header of a safetensors file; reads no tensor data.
-
-    Args:
-        path: the file; only named in messages where `fd` is given.
-        fd: an open descriptor of the file; its position is neither used nor moved, and it stays open.
 
     Returns:
         Every tensor with its absolute byte range. The ranges are disjoint and cover the file to its last byte.
@@ -56,40 +54,40 @@ def read_header(path: str | os.PathLike[str], fd: int | None = None) -> Header:
         UnsupportedCheckpointError: a pickle, GGUF, Git LFS pointer, HDF5, numpy or gzip file.
         MissingShardError, ReadError: absent, or not readable.
     """
-    if fd is None:
-        fd = open_regular(path)
-        try:
-            return read_header(path, fd)
-        finally:
-            os.close(fd)
-    status = os.fstat(fd)
-    check_regular(path, status.st_mode)
     try:
-        raw = _read_raw(fd, status.st_size, path)
+        raw = _read_raw(file)
         top = parse_json(raw, tuple)  # objects become tuples of pairs, at the speed of C; JSON lists stay lists
-        return _build(top, 8 + len(raw), status.st_size)
+        return _build(top, 8 + len(raw), file.size)
     except FormatError as error:
-        raise FormatError(f"cannot read {path}: {error}; {_AGAIN}") from None
+        raise FormatError(f"cannot read {file.path}: {error}; {_AGAIN}") from None
 
 
-def _read_raw(fd: int, file_nbytes: int, path: str | os.PathLike[str]) -> bytes:
+def _read_raw(file: File) -> bytes:
     """The JSON bytes. Nothing is allocated by a claimed size before it is held against the real one."""
-    head = read_at(fd, min(file_nbytes, 64), 0, path)
+    head = file.text(0, min(file.size, 64))
     nbytes = int.from_bytes(head[:8], "little")
-    fits = len(head) >= 8 and nbytes <= min(file_nbytes - 8, MAX_HEADER_NBYTES)
+    fits = len(head) >= 8 and nbytes <= min(file.size - 8, MAX_HEADER_NBYTES)
     # The length of a header of 640 bytes is also how a pickle begins: what can be a header is never taken for one.
     if not fits or (head[8:9] != b"{" and head[:1] != b"\x80"):
-        refuse_foreign(head, path)
-    if file_nbytes < 8:
-        raise FormatError(f"expected at least the 8 bytes of the header length, found {file_nbytes}")
+        refuse_foreign(head, file.path)
+    if file.size < 8:
+        raise FormatError(f"expected at least the 8 bytes of the header length, found {file.size}")
     if nbytes > MAX_HEADER_NBYTES:
         raise FormatError(f"expected a header of at most {MAX_HEADER_NBYTES} bytes, found a length of {nbytes}")
     if not fits:
-        raise FormatError(f"truncated: expected a header of {nbytes} bytes, found {file_nbytes - 8} after its length")
-    raw = read_at(fd, nbytes, 8, path)
+        raise FormatError(f"truncated: expected a header of {nbytes} bytes, found {file.size - 8} after its length")
+    raw = file.text(8, nbytes)
     if not raw.startswith(b"{"):
         raise FormatError(f"expected a header that starts with '{{', found {raw[:8]!r}")
+    if _MINUS_ZERO.search(raw):
+        parse_json(raw, tuple, integer=_no_minus_zero)
     return raw
+
+
+def _no_minus_zero(text: str) -> int:
+    if text == "-0":
+        raise FormatError("expected whole numbers, found -0, which safetensors refuses")
+    return int(text)
 
 
 def _build(top: tuple[tuple[str, Any], ...], data_start: int, file_nbytes: int) -> Header:

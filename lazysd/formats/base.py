@@ -1,0 +1,99 @@
+"""What a container is: files of one kind that hold named tensors, read into one model that knows no format.
+
+A new kind is one file (or folder) beside this one with a `CONTAINER` (see `formats.containers`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from functools import cached_property
+from typing import ClassVar, NamedTuple, Protocol
+
+from ..stores.base import File, Listing, Place
+
+# Names of files that hold weights, or say where weights are: never copied as they are beside converted ones.
+WEIGHTS = (
+    *(".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".pkl", ".distcp", ".gguf", ".ggml", ".h5", ".msgpack", ".npz"),
+    *(".onnx", ".onnx_data", ".tflite", ".ot", ".nemo", ".safetensors.part"),
+)
+
+
+class Chunk(NamedTuple):
+    """Part of a tensor, somewhere in a file."""
+
+    file: File
+    offset: int  # of its first element, in bytes
+    starts: tuple[int, ...]  # where the part lies in the tensor
+    sizes: tuple[int, ...]
+    strides: tuple[int, ...] | None = None  # in the file, in elements; None: dense, the last axis innermost
+
+
+class StoredTensor(NamedTuple):
+    """A tensor as its files hold it."""
+
+    code: str  # the safetensors dtype code, a key of dtypes.DTYPES
+    dims: tuple[int, ...]
+    chunks: tuple[Chunk, ...]  # those that hold elements, in no particular order; nobody has checked that they fit
+
+
+class Contents(NamedTuple):
+    """What a container found. No tensor data has been read."""
+
+    tensors: dict[str, StoredTensor]
+    files: tuple[File, ...]  # that the tensors lie in
+    metadata: dict[str, str]
+    used: frozenset[str]  # names of the folder's files that went into this
+    remarks: tuple[str, ...] = ()  # sentences for the user: what is left out, and which evidence decided
+
+
+class Folder:
+    """What a user named, as containers see it: a folder, or one file of it."""
+
+    def __init__(self, place: Place):
+        self.store, self.named = place.store, place.name
+
+    @cached_property
+    def listing(self) -> Listing:
+        """Every file below the folder."""
+        return self.store.list()
+
+    @cached_property
+    def names(self) -> tuple[str, ...]:
+        """Files of the folder itself that are not hidden."""
+        found = [*self.listing.files, *self.listing.others]
+        return tuple(sorted(name for name in found if "/" not in name and not name.startswith(".")))
+
+    @property
+    def path(self) -> str:
+        """As messages call it."""
+        return self.store.path if self.named is None else f"{self.store.path.rstrip('/')}/{self.named}"
+
+    def ending(self, *suffixes: str) -> list[str]:
+        """Files of the folder itself whose names end so."""
+        return [name for name in self.names if name.endswith(suffixes)]
+
+
+class Container(Protocol):
+    """A kind of files that hold tensors."""
+
+    name: ClassVar[str]
+    rank: ClassVar[int]  # where a folder holds several kinds, the lowest rank is read
+
+    def recognises(self, folder: Folder) -> bool:
+        """Whether the file, or the folder, that the user named is of this kind. Looks at names only."""
+        ...
+
+    def read(self, folder: Folder) -> Contents:
+        """What it holds. Reads headers and indexes, and no tensor data.
+
+        Raises:
+            FormatError, UnsupportedCheckpointError, UnsafePathError, MissingShardError, ReadError.
+        """
+        ...
+
+
+def sentence(count: int, what: str, names: Iterable[str]) -> str:
+    """ "3 tensors: 'a', 'b', 'c'": a count, and the first few names."""
+    from ..stores.strict_json import listing
+
+    return f"{count} {what}{'' if count == 1 else 's'}: {listing(list(names))}"

@@ -1,0 +1,44 @@
+"""Which container a folder is: the members of this room are asked in the order of their ranks."""
+
+from __future__ import annotations
+
+import importlib
+import pkgutil
+from functools import cache
+
+from ..errors import FormatError, MissingShardError, UnsupportedCheckpointError
+from ..stores.strict_json import listing
+from . import __path__ as _folder
+from .base import WEIGHTS, Container, Contents, Folder
+
+_STEP = "convert it to safetensors with a tool you trust first"
+
+
+@cache
+def members() -> tuple[Container, ...]:
+    """Every `CONTAINER` that a file or folder of this room defines."""
+    found = [importlib.import_module(f".{item.name}", __package__) for item in pkgutil.iter_modules(_folder)]
+    containers: list[Container] = [module.CONTAINER for module in found if hasattr(module, "CONTAINER")]
+    return tuple(sorted(containers, key=lambda container: container.rank))
+
+
+def read(folder: Folder) -> Contents:
+    """What the folder holds, by the first container that recognises it.
+
+    Raises:
+        MissingShardError, UnsupportedCheckpointError, FormatError: none does.
+    """
+    for container in members():
+        if container.recognises(folder):
+            return container.read(folder)
+    if folder.named is not None:
+        if folder.named.endswith(WEIGHTS):
+            kind = folder.named[folder.named.rindex(".") :]
+            raise UnsupportedCheckpointError(f"cannot open {folder.path}: lazysd never opens {kind} files; {_STEP}")
+        raise FormatError(
+            f"cannot open {folder.path}: expected a .safetensors file, its index.json, or a folder of them"
+        )
+    if others := folder.ending(*WEIGHTS):
+        reason = f"found no safetensors, only files lazysd never opens: {listing(others)}"
+        raise UnsupportedCheckpointError(f"cannot open {folder.path}: {reason}; {_STEP}")
+    raise MissingShardError(f"cannot open {folder.path}: expected .safetensors files, found none; check the path")

@@ -1,0 +1,92 @@
+"""From the chunks that files hold to the node of the whole tensor."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import pairwise
+from math import prod
+from typing import TYPE_CHECKING, TypeVar
+
+from ..errors import FormatError, UnsupportedCheckpointError
+from ..stores.strict_json import show
+from .boxes import Box, Dims, covers_once, row_major
+from .leaves import FileRange, Full
+from .node import Node
+from .ops import Permute
+from .rewrite import build, concat, reshape, slice_
+
+if TYPE_CHECKING:
+    from ..formats.base import Chunk, StoredTensor
+
+N = TypeVar("N", bound=Node)
+
+
+def assemble(kind: type[N], key: str, tensor: StoredTensor) -> N:
+    """The node that the chunks of a tensor make up.
+
+    Args:
+        kind: the class of the nodes.
+        key: the tensor's name, for messages.
+
+    Raises:
+        FormatError: the chunks leave holes or overlap.
+        UnsupportedCheckpointError: elements of a chunk share memory.
+    """
+    if len(tensor.chunks) == 1:
+        (chunk,) = tensor.chunks
+        if chunk.sizes == tensor.dims and not any(chunk.starts):
+            return _part(kind, key, tensor.code, chunk)
+    parts: list[tuple[Box, N]] = []
+    for chunk in tensor.chunks:
+        box = tuple(range(start, start + size) for start, size in zip(chunk.starts, chunk.sizes, strict=True))
+        if all(box):
+            parts.append((box, _part(kind, key, tensor.code, chunk)))
+    if any(len(box) != len(tensor.dims) for box, _ in parts) or not covers_once([box for box, _ in parts], tensor.dims):
+        raise FormatError(
+            f"{show(key)}: its {len(parts)} parts do not make up {list(tensor.dims)}; was the save interrupted?"
+        )
+    return _joined(parts, 0) if parts else kind(Full(0.0), (), tensor.dims, tensor.code)
+
+
+def _part(kind: type[N], key: str, code: str, chunk: Chunk) -> N:
+    """One chunk. A strided one is cut out of the dense tensor that its strides step through."""
+    strides, dims = chunk.strides, chunk.sizes
+    if strides is None or not prod(dims):
+        return kind(FileRange(chunk.file, chunk.offset), (), dims, code)
+    long = [axis for axis, size in enumerate(dims) if size > 1]
+    if all(strides[axis] == pitch for axis, pitch in enumerate(row_major(dims)) if axis in long):
+        return kind(FileRange(chunk.file, chunk.offset), (), dims, code)
+    order = sorted(long, key=lambda axis: -strides[axis])
+    pitches = [strides[axis] for axis in order]
+    stored = [dims[order[0]]]
+    for (wide, narrow), axis in zip(pairwise(pitches), order[1:], strict=True):
+        if not narrow or wide % narrow or wide // narrow < dims[axis]:
+            raise UnsupportedCheckpointError(
+                f"{show(key)}: elements of shape {show(list(dims))} with strides {show(list(strides))} overlap or lie "
+                "askew in its storage; save a contiguous() tensor"
+            )
+        stored.append(wide // narrow)
+    if not pitches[-1]:
+        raise UnsupportedCheckpointError(f"{show(key)}: it is an expanded view; save a contiguous() tensor")
+    stored.append(pitches[-1])
+    leaf = kind(FileRange(chunk.file, chunk.offset), (), tuple(stored), code)
+    box = (*(range(dims[axis]) for axis in order), range(1))
+    found = slice_(leaf, box, drop=(len(order),))
+    natural: Dims = tuple(order.index(axis) for axis in long)
+    return reshape(build(Permute(natural), (found,)), dims)
+
+
+def _joined(parts: Sequence[tuple[Box, N]], axis: int) -> N:
+    """Parts that tile a box, put together axis by axis; one that several rows of others meet is cut where they meet."""
+    if len(parts) == 1:
+        return parts[0][1]
+    bounds = sorted({bound for box, _ in parts for bound in (box[axis].start, box[axis].stop)})
+    rows: dict[tuple[int, int], list[tuple[Box, N]]] = {cut: [] for cut in pairwise(bounds)}
+    place = {bound: number for number, bound in enumerate(bounds)}
+    for box, node in parts:
+        here = box[axis]
+        for low, high in pairwise(bounds[place[here.start] : place[here.stop] + 1]):
+            inside = tuple(range(len(other)) for other in box)
+            cut = (*inside[:axis], range(low - here.start, high - here.start), *inside[axis + 1 :])
+            rows[low, high].append(((*box[:axis], range(low, high), *box[axis + 1 :]), slice_(node, cut)))
+    return concat(tuple(_joined(row, axis + 1) for row in rows.values()), axis)

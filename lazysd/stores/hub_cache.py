@@ -1,0 +1,69 @@
+"""The cache of the Hugging Face hub on the local disk: `models--org--name/{refs,snapshots,blobs}`.
+
+Source: the cache layout of huggingface_hub, whose snapshots are links into blobs.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from pathlib import Path
+
+from ..errors import FormatError, MissingShardError, ReadError, UnsafePathError
+from .local import LocalFile
+from .strict_json import listing, show
+
+_REPO = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*/[A-Za-z0-9][A-Za-z0-9_.-]*|models--[A-Za-z0-9_.-]+")
+_REF_NBYTES = 256
+
+
+def is_model(folder: Path) -> bool:
+    """Whether a folder is a model of the cache, with snapshots in it."""
+    return folder.name.startswith("models--") and os.path.isdir(folder / "snapshots")
+
+
+def cached_model(given: Path) -> Path:
+    """The cache folder of a model named "org/name" or "models--org--name"."""
+    name = str(given)
+    if os.path.lexists(given) or not _REPO.fullmatch(name) or given.suffix in (".safetensors", ".json"):
+        what = "is a link to nothing" if os.path.lexists(given) else "does not exist"
+        raise MissingShardError(f"cannot open {given}: it {what}; check the path")
+    cache = os.environ.get("HF_HUB_CACHE")
+    if not cache:
+        base = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
+        cache = os.path.join(os.environ.get("HF_HOME") or os.path.join(base, "huggingface"), "hub")
+    model = Path(os.path.expanduser(cache)) / (name if "/" not in name else "models--" + name.replace("/", "--"))
+    if not os.path.isdir(model):
+        repo = model.name[8:].replace("--", "/", 1)
+        raise MissingShardError(
+            f"cannot open {given}: no such path, and no {model.name} in the hub cache {model.parent}; "
+            f"check the path, fetch the model with `hf download {repo}`, or read it where it is: hf://{repo}"
+        )
+    return model
+
+
+def snapshot(model: Path) -> Path:
+    """The snapshot refs/main points to, or the only one there is."""
+    ref = model / "refs" / "main"
+    snapshots, chosen = model / "snapshots", ""
+    if os.path.exists(ref):
+        file = LocalFile(str(ref))
+        chosen = file.text(0, min(file.size, _REF_NBYTES)).decode("utf-8", "replace").strip()
+        file.close()
+        if not re.fullmatch(r"[A-Za-z0-9_-]+", chosen):
+            raise UnsafePathError(
+                f"{ref}: expected the name of a snapshot, found {show(chosen)}; fetch the model again"
+            )
+    try:
+        found = sorted(name for name in os.listdir(snapshots) if os.path.isdir(snapshots / name))
+    except OSError as error:
+        raise ReadError(f"cannot list {snapshots}: {error}; check the path and its permissions") from error
+    if not found:
+        raise MissingShardError(f"cannot open {model}: it has no snapshot; fetch the model again")
+    if chosen not in found and len(found) > 1:
+        reason = f"{len(found)} snapshots ({listing(found)}) and no refs/main that chooses"
+        raise FormatError(f"cannot open {model}: found {reason}; open one of the folders in snapshots/")
+    path = snapshots / (chosen if chosen in found else found[0])
+    if os.path.islink(path):
+        raise UnsafePathError(f"cannot open {path}: expected a folder, found a link; open what it points to")
+    return path

@@ -1,0 +1,45 @@
+"""A file mapped into memory without keeping it open: a thousand shards map under a limit of 256 descriptors.
+
+`mmap.mmap` of Python duplicates the descriptor and holds it as long as the map, so the system's call is made directly.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import mmap
+import os
+import weakref
+from functools import cache
+from typing import Any
+
+_FAILED = ctypes.c_void_p(-1).value
+
+
+def map_private(fd: int, nbytes: int) -> memoryview:
+    """All of a file, as private memory: writing to it changes memory, never the file.
+
+    It reserves no memory, so files larger than memory map as well. The map goes with the last view of it.
+
+    Raises:
+        OSError: the system refuses.
+    """
+    flags = mmap.MAP_PRIVATE | getattr(mmap, "MAP_NORESERVE", 0x4000)
+    address = _libc().mmap(None, nbytes, mmap.PROT_READ | mmap.PROT_WRITE, flags, fd, 0)
+    if address == _FAILED:
+        number = ctypes.get_errno()
+        raise OSError(number, os.strerror(number))
+    held = (ctypes.c_ubyte * nbytes).from_address(address)
+    weakref.finalize(held, _libc().munmap, address, nbytes).atexit = False
+    return memoryview(held).cast("B")
+
+
+@cache
+def _libc() -> Any:
+    libc = ctypes.CDLL(None, use_errno=True)
+    libc.mmap.restype = ctypes.c_void_p
+    libc.mmap.argtypes = [
+        *(ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int, ctypes.c_int, ctypes.c_int),
+        ctypes.c_int64,
+    ]
+    libc.munmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t]
+    return libc
