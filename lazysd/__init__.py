@@ -1,7 +1,7 @@
 """lazysd: lazy state dicts. Open checkpoints of any size, convert between layouts, move bytes only when asked.
 
 >>> import lazysd
->>> sorted(lazysd.layouts.names("qwen3_moe"))[:3]
+>>> lazysd.layouts.names("qwen3_moe")[:3]
 ['hf', 'hf-fused', 'nemo']
 
 Importing lazysd imports neither torch nor numpy; both are imported when a tensor is first materialised.
@@ -12,7 +12,7 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
-from . import errors, layouts
+from . import dialects, errors, families, layouts
 from ._version import __version__
 from .checkpoint import Checkpoint
 from .conversion import convert
@@ -47,8 +47,10 @@ __all__ = [
     "cached",
     "concat",
     "convert",
+    "dialects",
     "distributed",
     "errors",
+    "families",
     "from_torch",
     "layouts",
     "load_into",

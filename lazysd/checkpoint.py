@@ -185,30 +185,29 @@ class Checkpoint(Mapping[str, LazyTensor]):
             LayoutError: keys or shapes do not fit; nothing is dropped or guessed.
         """
         adapter = (self.facts.adapter or layouts.AdapterConfig()).stating(config)
-        config = dict(config) if config is not None else self.config
-        family = family or self.facts.family
-        if source is not None:
-            origin: layouts.Layout | None = layouts.get(source, family)
-            assert origin is not None
-            layouts.check_stated(origin, self._tensors, adapter, config)
-        elif config is self.config or self.facts.layout is not None:
-            origin = self._detected
-        else:
-            origin = layouts.detect(self._tensors, config, family, adapter)
-        if origin is None:
-            known = ", ".join(layouts.names(family))
-            raise LayoutError(
-                f"no key of {self.path or 'this mapping'} belongs to a known layout ({known}); "
-                "name it (source=, --from) or register a layout that describes it"
-            )
-        target = layouts.get(to, family or origin.family)
-        sizes = {**origin.config_sizes(config), **target.config_sizes(config)}
-        tensors, says = layouts.convert_adapter(self._tensors, origin, target, sizes, adapter, merge_rank)
+        known = self.facts.layout if family in (None, self.facts.family) else None
+        choice = layouts.choose(
+            self._tensors,
+            to,
+            source=source or known,
+            family=family or self.facts.family,
+            config=self.config,
+            stated=config,
+            decide=layouts.decider(adapter),
+            where=self.path,
+            trusted=source is None,
+        )
+        origin, target = choice.origin, choice.target
+        if source or known:
+            layouts.check_stated(origin, self._tensors, adapter, choice.config)
+        tensors, says = layouts.convert_adapter(
+            self._tensors, origin, target, choice.sizes, adapter, merge_rank, choice.firsts
+        )
         if mesh is not None:
             from .mesh.spread import spread_experts
 
             tensors = spread_experts(tensors, target, mesh)
-        changes: dict[str, Any] = {"layout": target.name, "family": target.family, "config": config}
+        changes: dict[str, Any] = {"layout": target.name, "family": target.family, "config": choice.config}
         if self.facts.adapter is not None or says.values:
             changed = says.files() if says != self.facts.adapter or not self.is_adapter else {}
             changes |= {"adapter": says, "json_files": {**self.facts.json_files, **changed}}

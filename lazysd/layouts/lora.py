@@ -9,7 +9,11 @@ Rows of a lora_A are expert-major, columns of a lora_B are rank-major, in both g
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 
+from ..errors import LayoutError
+from .derive import module_of
+from .family import FUSED, Family, Speech
 from .rule import Layout, LoraNames, Rule
 
 NEWEST = "peft-0.19"
@@ -82,6 +86,47 @@ def per_expert(names: LoraNames, merged: bool = False) -> tuple[Rule, ...]:
         Rule(at + "lora_down_A", at + "{e}." + down + ".lora_A.weight", "e i r -> [e] r i"),
         Rule(at + "lora_down_B", at + "{e}." + down + ".lora_B.weight", "e r h -> [e] h r"),
     )
+
+
+def names_of(family: Family) -> LoraNames | None:
+    """How adapters call a family's experts; None where transformers has them transposed, which no table here knows."""
+    experts, module = family.stacks[0], module_of(family)
+    fused = family.speaks.get("hf-fused")
+    form = (fused.form if isinstance(fused, Speech) else None) or FUSED
+    if isinstance(fused, str) or form is not FUSED or module != experts.at or len(family.stacks) > 1:
+        return None
+    words = (experts.up,) if experts.gate is None else (experts.gate, experts.up)
+    return LoraNames(module, inner_words=words, outer=experts.down)
+
+
+def with_native(layout: Layout, family: Family) -> Layout:
+    """NeMo's layout with its grouped LoRA tensors."""
+    names = names_of(family)
+    if names is None:
+        return replace(layout, refuses={**layout.refuses, **_FP8})
+    return replace(layout, rules=layout.rules + native(names), lora=names, refuses={**layout.refuses, **REFUSES})
+
+
+def without(layout: Layout, family: Family) -> Layout:
+    """A layout of base weights, which says where LoRA can go."""
+    return replace(layout, refuses={**layout.refuses, **NO_LORA})
+
+
+def with_peft(layout: Layout, family: Family) -> Layout:
+    """A PEFT layout: base weights as on disk, and LoRA in PEFT's form of that name."""
+    names = names_of(family)
+    if names is None:
+        raise LayoutError(
+            f"family {family.name!r} has no layout {layout.name!r}: transformers renames, transposes or multiplies its "
+            "experts' module, and no table says what PEFT makes of it"
+        )
+    base: tuple[Rule, ...] = layout.rules
+    merged: tuple[Rule, ...] = ()
+    if layout.name == "peft-per-expert":
+        base, merged = base + per_expert(names), base + per_expert(names, merged=True)
+    else:
+        base += paramwrapper(names, layout.name)
+    return replace(layout, rules=base, merged=merged, lora=names, refuses={**layout.refuses, **REFUSES})
 
 
 def peft_layouts(

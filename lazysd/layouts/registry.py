@@ -1,27 +1,157 @@
-"""The table of known layouts. Adding a family is one import and one entry here."""
+"""Which layouts there are: families and dialects found by scanning their folders, and what users register.
+
+A layout of a family in a dialect is derived when it is first asked for, so a hundred families cost an import nothing.
+"""
 
 from __future__ import annotations
 
+import importlib
+import pkgutil
+from collections.abc import Iterable, Mapping
+from difflib import get_close_matches
+from typing import Any
+
 from ..errors import LayoutError
-from . import lora, qwen3_moe
+from .derive import derive
+from .family import Dialect, Family, Speech
 from .rule import Layout
 
-_LAYOUTS: dict[tuple[str, str], Layout] = {
-    (layout.family, layout.name): layout for table in (qwen3_moe.LAYOUTS,) for layout in table
-}
-ALIASES = {"peft": lora.NEWEST}  # other names, resolved by get()
-DEFAULT_FAMILY = qwen3_moe.FAMILY
+FIRST = "qwen3_moe"  # the family meant where none is named and several have the layout
+ORDER = ("hf", "hf-fused", "nemo", "peft-0.18", "peft-0.19", "peft-per-expert")  # then the others, by name
+
+_LAYOUTS: dict[tuple[str, str], Layout] = {}  # registered by users, one by one
+_FOLDERS: dict[str, Iterable[str]] = {}  # package of families or dialects -> where its files are
+_FAMILIES: dict[str, Family] = {}
+_DIALECTS: dict[str, Dialect] = {}
+_DERIVED: dict[tuple[str, str], Layout | LayoutError] = {}
+ALIASES = {"peft": "peft-0.19"}  # other names, resolved by get()
+
+
+def add_folder(package: str, path: Iterable[str]) -> None:
+    """Announce a package whose files hold FAMILY, FAMILIES or DIALECT; they are imported when first needed."""
+    _FOLDERS[package] = path
+
+
+def _scan() -> None:
+    for package in list(_FOLDERS):
+        for found in sorted(pkgutil.iter_modules(_FOLDERS.pop(package)), key=lambda found: found.name):
+            module = importlib.import_module(f"{package}.{found.name}")
+            for family in (*getattr(module, "FAMILIES", ()), *filter(None, (getattr(module, "FAMILY", None),))):
+                _add(_FAMILIES, family)
+            if (dialect := getattr(module, "DIALECT", None)) is not None:
+                _add(_DIALECTS, dialect)
+
+
+def _add(table: dict[str, Any], new: Family | Dialect) -> None:
+    if new.name in table:
+        raise LayoutError(f"two tables are named {new.name!r}: {table[new.name]!r} and {new!r}")
+    taken = {kind: family.name for family in _FAMILIES.values() for kind in family.model_types}
+    for kind in new.model_types if isinstance(new, Family) else ():
+        if kind in taken:
+            raise LayoutError(f"model_type {kind!r} is claimed by two families, {taken[kind]} and {new.name}")
+    table[new.name] = new
+
+
+def families() -> Mapping[str, Family]:
+    """The families that have a table, by name."""
+    _scan()
+    return _FAMILIES
+
+
+def dialects() -> Mapping[str, Dialect]:
+    """The dialects, by name."""
+    _scan()
+    return dict(
+        sorted(_DIALECTS.items(), key=lambda item: (ORDER.index(item[0]) if item[0] in ORDER else len(ORDER), item[0]))
+    )
+
+
+def register_family(family: Family) -> Family:
+    """Add a family, so that its checkpoints convert to every dialect it speaks; returns it."""
+    _scan()
+    _add(_FAMILIES, family)
+    return family
+
+
+def register_dialect(dialect: Dialect) -> Dialect:
+    """Add a dialect, so that every family that speaks it converts to it; returns it."""
+    _scan()
+    _add(_DIALECTS, dialect)
+    _DERIVED.clear()
+    return dialect
+
+
+def register(layout: Layout, overwrite: bool = False) -> Layout:
+    """Add a layout, so that convert(), detection and the command line know it; returns it."""
+    ident = (layout.family, layout.name)
+    if not overwrite and (ident in _LAYOUTS or isinstance(_derived(*ident), Layout)):
+        raise LayoutError(f"layout {layout.name!r} of family {layout.family!r} is registered already")
+    _LAYOUTS[ident] = layout
+    return layout
+
+
+def family_names() -> list[str]:
+    """Every family: those with a table, and those that only registered layouts name."""
+    return list(dict.fromkeys((*families(), *(family for family, _ in _LAYOUTS))))
+
+
+def family_of(model_type: str) -> str | None:
+    """The family that a model_type of config.json names, or that a registered layout has as its family."""
+    for family in families().values():
+        if model_type in family.model_types:
+            return family.name
+    return model_type if any(family == model_type for family, _ in _LAYOUTS) else None
+
+
+def nearest(name: str) -> list[str]:
+    """Families whose names or model types look like this one."""
+    known = {kind: family.name for family in families().values() for kind in (family.name, *family.model_types)}
+    known |= {family: family for family, _ in _LAYOUTS}
+    return list(dict.fromkeys(known[kind] for kind in get_close_matches(name, known, n=6, cutoff=0.6)))[:3]
+
+
+def _candidates(family: str) -> list[str]:
+    """Names of layouts that a family may have, in the order in which they are tried and shown."""
+    derived = []
+    if family in families():
+        derived = [*dialects(), *families()[family].speaks]
+    return list(dict.fromkeys([*derived, *(name for owner, name in _LAYOUTS if owner == family)]))
+
+
+def _derived(family: str, name: str) -> Layout | LayoutError | None:
+    """The layout, or why there is none; None where nobody has heard of it."""
+    ident = (family, name)
+    if family not in families():
+        return None
+    table = families()[family]
+    if name not in dialects() and not (isinstance(said := table.speaks.get(name), Speech) and said.form):
+        return None  # a program that no dialect describes
+    if ident not in _DERIVED:
+        try:
+            _DERIVED[ident] = derive(table, dialects().get(name), name)
+        except LayoutError as error:
+            _DERIVED[ident] = error
+    return _DERIVED[ident]
+
+
+def layouts_of(family: str) -> list[Layout]:
+    """The layouts of a family."""
+    found = (_LAYOUTS.get((family, name)) or _derived(family, name) for name in _candidates(family))
+    return [layout for layout in found if isinstance(layout, Layout)]
 
 
 def names(family: str | None = None) -> list[str]:
-    """Names of the registered layouts, of one family or of all; aliases ("peft", the newest) come last."""
-    found = list(dict.fromkeys(layout.name for layout in all_layouts(family)))
+    """Names of the known layouts, of one family or of all; aliases ("peft", the newest) come last."""
+    if family is not None:
+        found = [layout.name for layout in layouts_of(family)]
+    else:
+        found = list(dict.fromkeys(name for family in family_names() for name in _candidates(family)))
     return found + [alias for alias, name in ALIASES.items() if name in found]
 
 
 def all_layouts(family: str | None = None) -> list[Layout]:
-    """The registered layouts, of one family or of all, in the order of registration."""
-    return [layout for layout in _LAYOUTS.values() if family in (None, layout.family)]
+    """The known layouts, of one family or of all."""
+    return [layout for owner in (family_names() if family is None else [family]) for layout in layouts_of(owner)]
 
 
 def resolve(name: str) -> str:
@@ -30,22 +160,44 @@ def resolve(name: str) -> str:
 
 
 def get(name: str, family: str | None = None) -> Layout:
-    """The layout of that name. Raises LayoutError naming the ones there are."""
-    found = [layout for layout in all_layouts(family) if layout.name == resolve(name)]
-    if not found:
-        known = ", ".join(names(family)) or "none"
-        where = f" of family {family!r}" if family else ""
-        raise LayoutError(f"no layout {name!r}{where}; there are: {known}")
-    if len(found) > 1:
-        families = ", ".join(layout.family for layout in found)
-        raise LayoutError(f"layout {name!r} exists in several families ({families}); name the family as well")
-    return found[0]
+    """The layout of that name; where no family is named, Qwen3-MoE's, or that of the one family that has it.
+
+    Raises LayoutError naming the ones there are, or why the family has none.
+    """
+    full = resolve(name)
+    if family is None:
+        owners = [owner for owner, known in _LAYOUTS if known == full]
+        if isinstance(_derived(FIRST, full), Layout) and FIRST not in owners:
+            owners.append(FIRST)
+        if not owners:
+            owners = [
+                owner
+                for owner in families()
+                if full in _candidates(owner) and isinstance(_derived(owner, full), Layout)
+            ]
+        if len(owners) > 1 and FIRST not in owners:
+            raise LayoutError(
+                f"layout {name!r} exists in several families ({', '.join(owners)}); name the family as well"
+            )
+        found = get_in(full, FIRST if FIRST in owners else owners[0]) if owners else None
+    else:
+        found = get_in(full, family)
+    if isinstance(found, Layout):
+        return found
+    if isinstance(found, LayoutError):
+        raise LayoutError(str(found))
+    where = f" of family {family!r}" if family else ""
+    raise LayoutError(f"no layout {name!r}{where}; there are: {', '.join(names(family)) or 'none'}{hint(family)}")
 
 
-def register(layout: Layout, overwrite: bool = False) -> Layout:
-    """Add a layout, so that convert(), detection and the command line know it; returns it."""
-    ident = (layout.family, layout.name)
-    if ident in _LAYOUTS and not overwrite:
-        raise LayoutError(f"layout {layout.name!r} of family {layout.family!r} is registered already")
-    _LAYOUTS[ident] = layout
-    return layout
+def get_in(name: str, family: str) -> Layout | LayoutError | None:
+    """The layout of a family, or why it has none."""
+    return _LAYOUTS.get((family, name)) or _derived(family, name)
+
+
+def hint(family: str | None) -> str:
+    """What to say of a family that nobody knows: the nearest ones."""
+    if family is None or family in family_names():
+        return ""
+    near = nearest(family)
+    return (f"; nearest families: {', '.join(near)}" if near else "") + "; `lazysd layouts` lists the families"

@@ -2,23 +2,41 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Mapping
-from itertools import product
-from math import prod
-from typing import NoReturn
+from dataclasses import replace
 
-from ..errors import LayoutError, MissingExpertsError
+from ..errors import LayoutError
 from ..graph.compute import Agree
 from ..graph.leaves import Full
 from ..graph.ops import Stack
 from ..graph.rewrite import build
 from ..tensor.lazy import LazyTensor
-from .pattern import KeyTemplate, Side, rearrange
+from .composing import Straight
+from .grouping import (
+    Group,
+    Neighbour,
+    Table,
+    check_group,
+    count_axes,
+    group_keys,
+    indices,
+    key_of,
+    neighbourhoods,
+    shown,
+)
+from .pattern import Side
+from .rearrange import rearrange
 from .rule import End, Layout, Rule
 
-Group = dict[tuple[int, ...], tuple[str, LazyTensor]]  # index along the key axes -> key, node
-GroupId = tuple[int, tuple[tuple[str, str], ...]]  # number of the rule, the fields that all keys of a group share
+Made = list[tuple[str, LazyTensor]]
+
+
+def table_of(
+    layout: Layout, forward: bool, rules: tuple[Rule, ...] | None = None, firsts: Mapping[str, int] | None = None
+) -> Table:
+    """A layout's rules in one direction, from the hub (forward) or to it."""
+    ends = tuple(rule.ends(forward) for rule in (layout.rules if rules is None else rules))
+    return Table(layout.name, ends, layout.refuses, layout.beside, firsts or {})
 
 
 def apply(
@@ -27,135 +45,106 @@ def apply(
     forward: bool,
     sizes: Mapping[str, int],
     rules: tuple[Rule, ...] | None = None,
+    firsts: Mapping[str, int] | None = None,
 ) -> dict[str, LazyTensor]:
     """Rewrite keys through a layout's rules, from the hub (forward) or to it. Builds nodes; reads nothing.
 
     Targets appear where the first of their sources stood. Raises LayoutError: an incomplete group, a key that belongs
     to a rule's neighbourhood but to no rule, two rules or two sources claiming one key, shapes that do not fit.
     """
-    ends = [rule.ends(forward) for rule in (layout.rules if rules is None else rules)]
-    near = _neighbourhoods(ends)
-    groups: dict[GroupId, Group] = {}
-    order: list[str | GroupId] = []  # a key that passes through, or a group that is rewritten
-    strangers: list[str] = []
-    for key, node in tensors.items():
-        claims = [(number, fields) for number, end in enumerate(ends) if (fields := end[0].match(key)) is not None]
-        if len(claims) > 1:
-            both = " and ".join(repr(ends[number][0].text) for number, _ in claims)
-            raise LayoutError(f"{key}: claimed by two rules of layout {layout.name!r}: {both}")
-        if not claims:
-            if any(text in key and regex.fullmatch(key) for text, regex in near):
-                strangers.append(key)
-            order.append(key)
-            continue
-        number, fields = claims[0]
-        template, side = ends[number][:2]
-        index = tuple(template.number(axis, fields[axis]) for axis in side.keys)
-        ident = (number, tuple((name, word) for name, word in fields.items() if name not in side.keys))
-        if ident not in groups:
-            groups[ident] = {}
-            order.append(ident)
-        groups[ident][index] = (key, node)
-    if strangers:
-        _refuse(strangers, layout)
-    counts = _count_axes(ends, groups, sizes)
+    table = table_of(layout, forward, rules, firsts)
+    return apply_table(tensors, table, sizes, neighbourhoods(table.ends))
+
+
+def apply_table(
+    tensors: Mapping[str, LazyTensor], table: Table, sizes: Mapping[str, int], near: Iterable[Neighbour]
+) -> dict[str, LazyTensor]:
+    """Rewrite keys through rules in one direction; as apply()."""
+    grouped = group_keys(tensors, table, near, sizes)
+    sizes = {**sizes, **count_axes(table, grouped, sizes)}
     result: dict[str, LazyTensor] = {}
     sources: dict[str, str] = {}
-    for item in order:
+    loose: list[tuple[str, int | None]] = []  # results that no neighbourhood guards, and the rule they came by
+    for item in grouped.order:
+        number = None
         if isinstance(item, str):
             made, origin = [(item, tensors[item])], item
         else:
             number, fixed = item
-            group = groups[item]
+            group = grouped.groups[item]
             origin = next(iter(group.values()))[0]
-            made = _convert_group(group, ends[number], dict(fixed), {**sizes, **counts})
+            made = _convert_group(group, table.ends[number], dict(fixed), sizes, table.firsts)
+        if number is None or table.ends[number].rule.rename:
+            loose += [(key, number) for key, _ in made]
         for key, node in made:
             if key in result:
-                raise LayoutError(f"{sources[key]} and {origin} both become {key}; leave one of them out")
+                raise LayoutError(
+                    f"{shown(sources[key])} and {shown(origin)} both become {shown(key)}; leave one of them out"
+                )
             result[key], sources[key] = node, origin
+    _check_way_back(loose, sources, table, sizes)
     return result
 
 
-def check_passing(keys: Iterable[str], layout: Layout) -> None:
-    """Refuse keys of the hub that `layout`, though it leaves the hub as it is, has no rule for."""
-    ends = [rule.ends(True) for rule in layout.rules]
-    near = _neighbourhoods(ends)
-    strangers = [
-        key
-        for key in keys
-        if any(text in key and regex.fullmatch(key) for text, regex in near)
-        and not any(end.template.match(key) for end in ends)
-    ]
-    if strangers:
-        _refuse(strangers, layout)
+def apply_composed(
+    tensors: Mapping[str, LazyTensor], straight: Straight, sizes: Mapping[str, int], firsts: Mapping[str, int]
+) -> dict[str, LazyTensor]:
+    """Rewrite keys through the joined rules of two layouts; as apply()."""
+    return apply_table(tensors, replace(straight.table, firsts=firsts), sizes, straight.near)
 
 
-def _refuse(strangers: list[str], layout: Layout) -> NoReturn:
-    reasons = {why for end, why in layout.refuses.items() for key in strangers if key.endswith(end)}
-    verb, them = ("stand", "them") if len(strangers) > 1 else ("stands", "it")
-    raise LayoutError(
-        f"{_listed(strangers)} {verb} among the keys that layout {layout.name!r} rewrites, but no rule covers {them}"
-        + "".join(f": {why}" for why in sorted(reasons))
-        + "; leave out (drop(), --exclude) or register a layout with a rule"
-    )
+def _check_way_back(
+    loose: Iterable[tuple[str, int | None]], sources: Mapping[str, str], table: Table, sizes: Mapping[str, int]
+) -> None:
+    """Raise LayoutError where a result would not be read back by the rule that made it, or a bystander by any."""
+    back = replace(table, ends=tuple(End(e.target, e.target_side, e.template, e.side, e.rule) for e in table.ends))
+    for key, number in loose:
+        claim = back.claims(key, sizes)
+        if (None if claim is None else claim[0]) == number:
+            continue
+        if number is None:
+            raise LayoutError(
+                f"{shown(key)} is a key that only the other side of layout {table.name!r} has; keys of several layouts "
+                "stand side by side: say which one it is (source=, --from), or leave one of them out"
+            )
+        raise LayoutError(
+            f"{shown(sources[key])} becomes {shown(key)}, which layout {table.name!r} would read back as something "
+            "else; its table names two things alike"
+        )
 
 
-def _neighbourhoods(ends: list[End]) -> list[tuple[str, re.Pattern[str]]]:
-    """(literal to look for first, regex) of each rule's neighbourhood."""
-    found = {}
-    for template, side, *_ in ends:
-        literal, regex = template.neighbourhood(side.keys)
-        found[regex.pattern] = (literal, regex)
-    return list(found.values())
+def check_passing(
+    tensors: Mapping[str, LazyTensor], layout: Layout, sizes: Mapping[str, int], firsts: Mapping[str, int]
+) -> None:
+    """What apply() checks, for a layout that leaves the hub as it is: completeness, neighbours, shapes."""
+    table = table_of(layout, True, firsts=firsts)
+    grouped = group_keys(tensors, table, neighbourhoods(table.ends), sizes)
+    sizes = {**sizes, **count_axes(table, grouped, sizes)}
+    for (number, fixed), group in grouped.groups.items():
+        check_group(group, table.ends[number], dict(fixed), sizes, firsts)
+        _check_shape(group, table.ends[number].side, sizes)
 
 
-def _count_axes(
-    ends: list[End],
-    groups: Mapping[GroupId, Group],
-    sizes: Mapping[str, int],
-) -> dict[str, int]:
-    """Sizes of key axes: the words of a template, config.json, or else the highest number that any key holds."""
-    counts: dict[str, int] = {}
-    for template, side, target, target_side, _ in ends:
-        for axes, keys in ((side.keys, template), (target_side.keys, target)):
-            counts |= {axis: len(keys.words[axis]) for axis in axes if axis in keys.words}
-    for (number, _), group in groups.items():
-        for place, axis in enumerate(ends[number][1].keys):
-            if axis not in ends[number][0].words and axis not in sizes:
-                counts[axis] = max(counts.get(axis, 0), 1 + max(index[place] for index in group))
-    return counts
+def _check_shape(group: Group, side: Side, sizes: Mapping[str, int]) -> None:
+    from .rearrange import solve
+
+    key, node = next(iter(group.values()))
+    try:
+        if side.parts is None:
+            solve(side, node.dims, sizes)
+    except ValueError as error:
+        raise LayoutError(f"{shown(key)}: {error}") from error
 
 
 def _convert_group(
-    group: Group, end: End, fixed: dict[str, str], sizes: dict[str, int]
-) -> list[tuple[str, LazyTensor]]:
+    group: Group, end: End, fixed: dict[str, str], sizes: Mapping[str, int], firsts: Mapping[str, int]
+) -> Made:
     """One group of source keys to its target keys."""
-    template, side, target, target_side, rule = end
+    _, side, target, target_side, rule = end
+    check_group(group, end, fixed, sizes, firsts)
     lead = [sizes[axis] for axis in side.keys]
-
-    def key_of(keys: KeyTemplate, axes: tuple[str, ...], index: tuple[int, ...]) -> str:
-        return keys.format(fixed | {axis: keys.word(axis, at) for axis, at in zip(axes, index, strict=True)})
-
-    if len(group) != prod(lead) or any(at >= size for index in group for at, size in zip(index, lead, strict=True)):
-        wanted = list(product(*map(range, lead)))
-        missing = [key_of(template, side.keys, index) for index in wanted if index not in group]
-        extra = [key for index, (key, _) in group.items() if any(a >= b for a, b in zip(index, lead, strict=True))]
-        expected = " x ".join(f"{axis}={sizes[axis]}" for axis in side.keys)
-        goal = key_of(target, (), ()) if not target_side.keys else template.text
-        if missing:
-            raise MissingExpertsError(
-                f"{goal} needs {prod(lead)} tensors ({expected}), {len(missing)} missing: {_listed(missing)}; "
-                "is a shard incomplete, or does config.json state another number?"
-            )
-        raise LayoutError(f"{_listed(extra)}: beyond the {expected} that config.json states")
-    nodes = tuple(group[index][1] for index in product(*map(range, lead)))
-    keys = [group[index][0] for index in product(*map(range, lead))]
-    for key, node in zip(keys, nodes, strict=True):
-        if node.dims != nodes[0].dims or node.code != nodes[0].code:
-            raise LayoutError(
-                f"{key} is {node.code}{list(node.dims)}, but {keys[0]} of the same group is "
-                f"{nodes[0].code}{list(nodes[0].dims)}; one of the two is wrong"
-            )
+    nodes = tuple(group[index][1] for index in indices(lead))
+    keys = [group[index][0] for index in indices(lead)]
     here, there = side, target_side
     if rule.shared in side.keys:
         nodes, here = _agreed(nodes, keys, side, rule.shared, sizes)
@@ -166,43 +155,44 @@ def _convert_group(
     try:
         made, known = rearrange(nodes, here, there, sizes)
     except ValueError as error:
-        raise LayoutError(f"{keys[0]}: {error}") from error
+        raise LayoutError(f"{shown(keys[0])}: {error}") from error
+    if not target_side.keys:
+        return [(target.format(fixed), made[0])]
     result = []
-    for index, node in zip(product(*(range(known[axis]) for axis in there.keys)), made, strict=True):
+    for index, node in zip(indices(known[axis] for axis in there.keys), made, strict=True):
         at = dict(zip(there.keys, index, strict=True))
         for copy in range(sizes[rule.shared]) if rule.shared in target_side.keys else (0,):
             full = tuple(at.get(axis, copy) for axis in target_side.keys)
-            result.append((key_of(target, target_side.keys, full), node))
+            result.append((key_of(target, target_side.keys, full, fixed, firsts), node))
     return result
 
 
 Nodes = tuple[LazyTensor, ...]
 
 
-def _agreed(nodes: Nodes, keys: list[str], side: Side, shared: str | None, sizes: dict[str, int]) -> tuple[Nodes, Side]:
+def _agreed(
+    nodes: Nodes, keys: list[str], side: Side, shared: str | None, sizes: Mapping[str, int]
+) -> tuple[Nodes, Side]:
     """One node for all copies along a shared key axis; that they are copies is checked as they are read."""
     assert shared is not None
     rest = side.without(shared)
     copies: dict[tuple[int, ...], list[int]] = {}
-    for flat, index in enumerate(product(*(range(sizes[axis]) for axis in side.keys))):
+    for flat, index in enumerate(indices(sizes[axis] for axis in side.keys)):
         place = tuple(at for axis, at in zip(side.keys, index, strict=True) if axis != shared)
         copies.setdefault(place, []).append(flat)
     agreed = (build(Agree(tuple(keys[k] for k in same)), [nodes[k] for k in same]) for same in copies.values())
     return tuple(agreed), rest
 
 
-def _on_diagonal(nodes: Nodes, side: Side, axis: str, sizes: dict[str, int]) -> tuple[Nodes, Side]:
+def _on_diagonal(nodes: Nodes, side: Side, axis: str, sizes: Mapping[str, int]) -> tuple[Nodes, Side]:
     """Each node among zeros, along a new first axis: its own index of the diagonal axis is where it stands."""
     number = side.keys.index(axis)
-    zero = LazyTensor(Full(0.0), (), nodes[0].dims, nodes[0].code)
+    zero = nodes[0].like(Full(0.0), (), nodes[0].dims, nodes[0].code)
     stacked = []
-    for index, node in zip(product(*(range(sizes[name]) for name in side.keys)), nodes, strict=True):
+    for index, node in zip(indices(sizes[name] for name in side.keys), nodes, strict=True):
         row = [node if k == index[number] else zero for k in range(sizes[axis])]
         stacked.append(build(Stack((len(row),)), row))
     return tuple(stacked), Side(side.keys, ((axis + "'",), *side.groups))
 
 
-def _listed(names: list[str]) -> str:
-    """The first five names and how many there are."""
-    more = f" and {len(names) - 5} more ({len(names)} in all)" if len(names) > 5 else ""
-    return ", ".join(names[:5]) + more
+__all__ = ["apply", "apply_composed", "check_passing", "table_of"]

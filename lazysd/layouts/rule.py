@@ -8,7 +8,9 @@ from functools import cached_property
 from typing import NamedTuple
 
 from ..errors import LayoutError
-from .pattern import KeyTemplate, Side, parse_axes, parse_key
+from . import sizes as stated_sizes
+from .keys import KeyTemplate, parse_key
+from .pattern import Side, parse_axes
 
 
 @dataclass(frozen=True)
@@ -16,25 +18,29 @@ class Rule:
     """One line of a layout: keys of the hub on the left, keys of the layout on the right, axes in between.
 
     The same line read from right to left is the inverse. `hf` names the hub's keys: Hugging Face per-expert weights
-    and, for adapters, NeMo's grouped LoRA tensors.
+    and, for adapters, NeMo's grouped LoRA tensors. Raises LayoutError where the line is no bijection.
     """
 
     hf: str  # key template of the hub
     to: str  # key template of the layout
-    axes: str  # axis pattern, hub -> layout
+    axes: str = "... -> ..."  # axis pattern, hub -> layout
     shared: str | None = None  # key axis of the layout that the hub lacks: copies, which on the way back have to agree
     diagonal: str | None = None  # axis that the hub has twice: blocks on a diagonal of zeros; no way back to the layout
+    rename: bool = False  # claims no neighbourhood, and gives way to rules that say more of a key
 
     def __post_init__(self) -> None:
         try:
             left, right = parse_axes(self.axes, self.shared, self.diagonal)
-            for template, side in ((parse_key(self.hf), left), (parse_key(self.to), right)):
-                absent = [axis for axis in side.keys if axis not in template.fields]
-                if absent:
-                    raise ValueError(f"key template {template.text!r} has no field for key axes {absent}")
-            fixed = [set(parse_key(key).fields) - set(side.keys) for key, side in ((self.hf, left), (self.to, right))]
+            here, there = parse_key(self.hf), parse_key(self.to)
+            for template, side in ((here, left), (there, right)):
+                _check_axes(template, side)
+            fixed = [set(here.fields) - set(left.keys), set(there.fields) - set(right.keys)]
             if fixed[0] != fixed[1]:
                 raise ValueError(f"fields {sorted(fixed[0] ^ fixed[1])} stand in one key template only")
+            for name in sorted(fixed[0]):
+                _check_same(name, here, there)
+            for axis in sorted(set(left.keys) & set(right.keys)):
+                _check_count(axis, here, there)
         except ValueError as error:
             raise LayoutError(f"bad rule {self.hf!r} -> {self.to!r}: {error}") from error
 
@@ -43,6 +49,40 @@ class Rule:
         left, right = parse_axes(self.axes, self.shared, self.diagonal)
         here, there = (parse_key(self.hf), left), (parse_key(self.to), right)
         return End(*here, *there, self) if forward else End(*there, *here, self)
+
+    @property
+    def is_identity(self) -> bool:
+        """Whether keys and axes stay as they are."""
+        left, right = parse_axes(self.axes, self.shared, self.diagonal)
+        return self.hf == self.to and left == right
+
+
+def _check_axes(template: KeyTemplate, side: Side) -> None:
+    """Every key axis is a field that counts, and unequal parts have a word each."""
+    absent = [axis for axis in side.keys if axis not in template.fields]
+    if absent:
+        raise ValueError(f"key template {template.text!r} has no field for key axes {absent}")
+    for axis in side.keys:
+        if template.kind(axis) not in ("number", "words"):
+            raise ValueError(f"key axis {axis} of {template.text!r} should be a number or words, which count")
+    if side.parts and side.keys and len(template.words.get(side.keys[0], ())) != side.parts.count("+") + 1:
+        raise ValueError(f"{template.text!r} should have one word of {side.keys[0]} for each part of ({side.parts})")
+
+
+def _check_same(name: str, here: KeyTemplate, there: KeyTemplate) -> None:
+    """A field that is no key axis is carried as it is, so both sides allow the same."""
+    if here.kind(name) != there.kind(name) or set(here.words.get(name, ())) != set(there.words.get(name, ())):
+        raise ValueError(
+            f"the words of {name} do not correspond: a field that is no key axis is carried as it is, so both key "
+            f"templates allow the same; as a key axis, [{name}], words stand for each other in their order"
+        )
+
+
+def _check_count(axis: str, here: KeyTemplate, there: KeyTemplate) -> None:
+    """Words of a key axis stand for each other by their place."""
+    counts = [len(template.words[axis]) for template in (here, there) if axis in template.words]
+    if len(set(counts)) > 1:
+        raise ValueError(f"key axis {axis} has {counts[0]} words on one side and {counts[1]} on the other")
 
 
 class End(NamedTuple):
@@ -81,34 +121,40 @@ class Layout:
     sizes: Mapping[str, tuple[str, ...]] = field(default_factory=dict)  # axis -> names of its size in config.json
     lora: LoraNames | None = None  # how adapters call the experts' parameters
     merged: tuple[Rule, ...] = ()  # in place of `rules`, to the hub: gate and up become one parameter of twice the rank
-    refuses: Mapping[str, str] = field(default_factory=dict)  # end of a key no rule covers -> why it is not carried
+    # End of a key that no rule covers -> why it is not carried. A key template is refused wherever it stands.
+    refuses: Mapping[str, str] = field(default_factory=dict)
+    beside: tuple[str, ...] = ()  # templates of keys that may stand among those the rules rewrite, and pass through
+    firsts: Mapping[str, tuple[str, ...]] = field(default_factory=dict)  # key axis -> names of the number it starts at
+    source: str = ""  # where the table is from, and what it was tested against
 
     def __post_init__(self) -> None:
+        for table in ("sizes", "firsts"):
+            texts = {
+                axis: (names,) if isinstance(names, str) else tuple(names)
+                for axis, names in getattr(self, table).items()
+            }
+            object.__setattr__(self, table, texts)
         object.__setattr__(self, "rules", tuple(self.rules))
-        keys = [(rule.hf, rule.to) for rule in self.rules]
         for side in (0, 1):
-            names = [pair[side] for pair in keys]
-            if len(set(names)) != len(names):
-                raise LayoutError(f"layout {self.name!r}: two rules name the same keys {max(names, key=names.count)!r}")
+            names = [(rule.hf, rule.to)[side] for rule in self.rules]
+            twice = next((name for name in names if names.count(name) > 1), None)
+            if twice is not None:
+                raise LayoutError(f"layout {self.name!r}: two rules name the same keys {twice!r}")
 
     @property
     def is_hub(self) -> bool:
         """Whether every rule leaves its keys and axes as they are."""
-        return all(rule.hf == rule.to for rule in self.rules)
+        return all(rule.is_identity for rule in self.rules)
 
     @cached_property
     def own_keys(self) -> tuple[KeyTemplate, ...]:
         """Key templates by which a checkpoint of this layout is recognised."""
-        return tuple(parse_key(rule.to) for rule in self.rules)
+        return tuple(parse_key(rule.to) for rule in self.rules if not rule.rename)
 
     def config_sizes(self, config: Mapping[str, object] | None) -> dict[str, int]:
-        """Axis sizes that config.json states; names are tried in order, nested text_config included."""
-        found: dict[str, int] = {}
-        nested = config.get("text_config") if config else None
-        for axis, names in self.sizes.items():
-            for table in (config or {}, nested if isinstance(nested, Mapping) else {}):
-                for name in names:
-                    value = table.get(name)
-                    if axis not in found and isinstance(value, int) and not isinstance(value, bool) and value > 0:
-                        found[axis] = value
-        return found
+        """Axis sizes that config.json states, sub-configs included; the number of experts under any of its names."""
+        return stated_sizes.config_sizes(config, self.sizes)
+
+    def config_firsts(self, config: Mapping[str, object] | None) -> dict[str, int]:
+        """Numbers at which key axes start to count, where that is not 0."""
+        return stated_sizes.config_sizes(config, self.firsts)

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from ..errors import LayoutError
-from ..layouts.pattern import parse_key
+from ..layouts.keys import parse_key
 from ..layouts.rule import Layout
 from ..tensor.lazy import LazyTensor
 from ..tensor.methods import narrow

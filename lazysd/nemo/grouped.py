@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Any
 from .. import dtypes, layouts
 from ..errors import LayoutError, MissingExpertsError
 from ..layouts import Layout, Rule, apply, parse_key
-from ..layouts.qwen3_moe import EXPERTS, FAMILY
 from ..mesh.tensors import LazyDTensor, split_experts
 from ..move.target import is_dtensor
 from ..tensor.lazy import LazyTensor
@@ -22,10 +21,12 @@ if TYPE_CHECKING:
     import torch
     from torch.distributed.device_mesh import DeviceMesh
 
-_NATIVE = re.compile(r"(?P<prefix>.*?)(?P<rest>layers\.\d+\.mlp\.experts\.(?:gate_and_up|down)_projs)")
-_BIAS = re.compile(r"(?:^|\.)mlp\.experts\.\d+\.(?:gate_proj|up_proj|down_proj)\.bias$")
+FAMILY = "qwen3_moe"
+EXPERTS = "{prefix}layers.{layer}.mlp.experts."
+_NATIVE = re.compile(r"(?P<prefix>.*?)(?P<rest>layers\.[0-9]+\.mlp\.experts\.(?:gate_and_up|down)_projs)")
+_BIAS = re.compile(r"(?:^|\.)mlp\.experts\.[0-9]+\.(?:gate_proj|up_proj|down_proj)\.bias$")
 _ODD_NUMBER = re.compile(r"(?:^|\.)layers\.(?:0\d+\.mlp\.experts\.|\d+\.mlp\.experts\.0\d+\.)")
-_EXPERT = re.compile(r"\.mlp\.experts\.(\d+)\.")
+_EXPERT = re.compile(r"\.mlp\.experts\.([0-9]+)\.")
 _UNGATED = Rule(EXPERTS + "{e}.up_proj.weight", EXPERTS + "gate_and_up_projs", "[e] i h -> e h i")
 
 

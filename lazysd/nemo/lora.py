@@ -14,11 +14,11 @@ from .. import layouts
 from ..errors import LayoutError
 from ..layouts import Layout, Rule, apply
 from ..layouts.lora import GENERATIONS
-from ..layouts.qwen3_moe import EXPERTS, FAMILY
 from ..move.target import is_dtensor
 from ..tensor.lazy import LazyTensor
 from ..tensor.wrapping import as_lazy
 from . import grouped
+from .grouped import EXPERTS, FAMILY
 from .results import finish
 
 logger = logging.getLogger(__name__)
@@ -27,12 +27,12 @@ OLDER, NEWER = GENERATIONS
 _STAMPS = {"peft-0.18": OLDER, "peft-0.19": NEWER, "peft-0.19.1": NEWER}  # the last one is what nemo-automodel writes
 _READERS = {OLDER: "PEFT 0.18 to 0.19.0", NEWER: "PEFT 0.19.1 and later"}
 _NATIVE = re.compile(r".*\.mlp\.experts\.lora_(?:gate_and_up|down)_[AB]")
-_WRAPPED = re.compile(r"(?:.*\.)?layers\.\d+\.mlp\.experts\.(?P<which>(?:base_layer\.)?lora_[AB])\.weight")
+_WRAPPED = re.compile(r"(?:.*\.)?layers\.[0-9]+\.mlp\.experts\.(?P<which>(?:base_layer\.)?lora_[AB])\.weight")
 _UNGATED = (
     Rule(EXPERTS + "lora_gate_and_up_A", EXPERTS + "{e}.up_proj.lora_A.weight", "e h r -> [e] r h"),
     Rule(EXPERTS + "lora_gate_and_up_B", EXPERTS + "{e}.up_proj.lora_B.weight", "e r i -> [e] i r"),
 )
-_APART = re.compile(r"(?:.*\.)?layers\.\d+\.mlp\.experts\.\d+\.(?:gate|up|down)_proj\.lora_[AB]\.weight")
+_APART = re.compile(r"(?:.*\.)?layers\.[0-9]+\.mlp\.experts\.[0-9]+\.(?:gate|up|down)_proj\.lora_[AB]\.weight")
 
 
 def is_native(fqn: str) -> bool:

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from .. import layouts
 from ..dtypes import from_torch
-from ..layouts import Layout
+from ..layouts import Layout, Rule
 from .values import StateDict, state_dict
 
 PREFIXES = ("model.", "", "model.language_model.", "language_model.", "base_model.model.model.")
@@ -87,10 +87,18 @@ def state_dicts(
     for layer in numbers:
         for key, dims in _keys_of(table, lora, prefix, layer, drawn):
             entries[key] = (code_of("expert", key), dims)
+    renames = {rule.hf: rule for known in layouts.all_layouts(family) for rule in known.rules if rule.rename}
+    if layout == "hf" and not lora:
+        for layer in numbers:
+            for rule in renames.values():
+                for key, dims in _tensors(rule, True, prefix, layer, drawn):
+                    entries.setdefault(key, (code_of("scenery", key), dims))
     if scenery:
+        elsewhere = [layouts.parse_key(rule.to) for rule in renames.values()]  # names that only other layouts have
         for layer in numbers:
             for key, dims in _beside(f"{prefix}layers.{layer}.", drawn, draw):
-                entries[key] = (code_of("scenery", key), dims)
+                if key not in entries and not any(template.match(key) for template in elsewhere):
+                    entries[key] = (code_of("scenery", key), dims)
         for key, dims in ((prefix + "embed_tokens.weight", (7, drawn["h"])), ("lm_head.weight", (7, drawn["h"]))):
             if draw(st.booleans()):
                 entries[key] = (code_of("scenery", key), dims)
@@ -178,16 +186,28 @@ def _keys_of(
 ) -> Iterator[tuple[str, tuple[int, ...]]]:
     """(key, shape) of every tensor of a layer that the layout's rules speak of."""
     for rule in table.rules:
-        template, side = rule.ends(forward=False)[:2]
-        if ("lora_" in template.text) != lora:
-            continue
-        count = {axis: len(template.words[axis]) if axis in template.words else sizes[axis] for axis in side.keys}
-        known = {axis: count.get(axis) or _words(rule, axis) for group in side.groups for axis in group}
-        dims = tuple(prod(known[axis] or sizes[axis] for axis in group) for group in side.groups)
-        for index in product(*(range(count[axis]) for axis in side.keys)):
-            fields = {axis: template.word(axis, at) for axis, at in zip(side.keys, index, strict=True)}
-            fixed = dict.fromkeys(template.fields, "0") | {"prefix": prefix, "layer": str(layer)}
-            yield template.format({**fixed, **fields}), dims
+        if ("lora_" in rule.to) == lora and not rule.rename:
+            yield from _tensors(rule, False, prefix, layer, sizes)
+
+
+def _tensors(rule: Rule, hub: bool, prefix: str, layer: int, sizes: _Sizes) -> Iterator[tuple[str, tuple[int, ...]]]:
+    """(key, shape) of what a rule speaks of, on its hub's side or the layout's; `...` is no axis at all."""
+    template, side = rule.ends(forward=hub)[:2]
+    count = {axis: len(template.words[axis]) if axis in template.words else sizes[axis] for axis in side.keys}
+
+    def size(axis: str, index: tuple[int, ...]) -> int:
+        if "+" in axis:  # unequal parts: one of them where the key says which, else all
+            parts = axis.split("+")
+            return sizes[parts[index[0]]] if side.keys else sum(sizes[part] for part in parts)
+        return int(axis) if axis.isdecimal() else count.get(axis) or _words(rule, axis) or sizes[axis]
+
+    standing = {"name": "x", "text": "x.y"}
+    fixed = {name: template.words.get(name, (standing.get(template.kind(name), "0"),))[0] for name in template.fields}
+    fixed |= {"prefix": prefix, "layer": str(layer)}
+    for index in product(*(range(count[axis]) for axis in side.keys)):
+        fields = {axis: template.word(axis, at) for axis, at in zip(side.keys, index, strict=True)}
+        dims = tuple(prod(size(axis, index) for axis in group) for group in side.groups if group != ("...",))
+        yield template.format({**fixed, **fields}), dims
 
 
 def _words(rule: Any, axis: str) -> int | None:

@@ -1,0 +1,103 @@
+"""What a conversion goes from and to, and by which sizes: what the caller states first, then evidence."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from ..errors import LayoutError
+from ..tensor.lazy import LazyTensor
+from . import registry
+from .detect import STATE, Evidence, Found, agreed, find, model_type_of, unknown
+from .rule import Layout
+from .sizes import stated_over
+
+
+@dataclass(frozen=True)
+class Choice:
+    """From one layout to another."""
+
+    origin: Layout
+    target: Layout
+    config: dict[str, Any] | None  # config.json with what was stated put over it
+    sizes: Mapping[str, int] = field(default_factory=dict)
+    firsts: Mapping[str, int] = field(default_factory=dict)
+
+
+def choose(
+    tensors: Mapping[str, LazyTensor],
+    to: str,
+    *,
+    source: str | None = None,
+    family: str | None = None,
+    config: Mapping[str, Any] | None = None,
+    stated: Mapping[str, Any] | None = None,
+    decide: Any = None,
+    where: object = None,
+    trusted: bool = False,
+) -> Choice:
+    """Origin, target and sizes of a conversion.
+
+    Args:
+        tensors: keys and nodes of the source.
+        to: name of the target layout.
+        source, family: stated by the caller.
+        config: config.json.
+        stated: what the caller puts over it.
+        decide: tells layouts apart that keys and shapes do not (see detect.find).
+        where: what is converted, for messages.
+        trusted: `source` is known, so that keys of it need not be there.
+
+    Raises:
+        LayoutError: no family, or several that would give different results; a layout that does not exist; keys of
+            which the source layout has none.
+    """
+    whole = stated_over(config, stated) if stated else dict(config) if config is not None else None
+    shown = where or "this mapping"
+    if source is not None:
+        found = _stated(tensors, source, family, whole, shown)
+    else:
+        found = find(tensors, whole, family, decide)
+    if not found.layouts:
+        raise LayoutError(f"cannot convert {shown}: {found.why}" if found.why else _no_key(shown, family))
+    if len(found.layouts) > 1:
+        origin, target = agreed(found, to, tensors)
+    else:
+        (origin,) = found.layouts
+        target = registry.get(to, origin.family)
+    if source is not None and not trusted and not Evidence(tensors).holds(origin):
+        raise LayoutError(
+            f"no key of {shown} is of layout {origin.name!r} of family {origin.family!r}, which was stated; nothing "
+            f"would be converted. {STATE[0].upper()}{STATE[1:]}"
+        )
+    sizes = {**origin.config_sizes(whole), **target.config_sizes(whole)}
+    firsts = {**origin.config_firsts(whole), **target.config_firsts(whole)}
+    return Choice(origin, target, whole, sizes, firsts)
+
+
+def _stated(
+    tensors: Mapping[str, LazyTensor], source: str, family: str | None, config: Mapping[str, Any] | None, shown: object
+) -> Found:
+    """The layout of that name, in the family that is stated or found. Raises LayoutError where no key is of it."""
+    evidence = Evidence(tensors)
+    model_type = model_type_of(config)
+    owner = family or (registry.family_of(model_type) if model_type else None)
+    if owner is None and model_type is not None:
+        return Found(why=unknown(config))
+    if owner is not None:
+        return Found((registry.get(source, owner),))
+    name = registry.resolve(source)
+    found = (registry.get_in(name, known) for known in registry.family_names())
+    layouts = [layout for layout in found if isinstance(layout, Layout)]
+    if not layouts:
+        registry.get(source)  # says which ones there are
+    return Found(tuple(layout for layout in layouts if evidence.holds(layout)) or (registry.get(source),))
+
+
+def _no_key(shown: object, family: str | None) -> str:
+    known = ", ".join(registry.names(family))
+    return (
+        f"no key of {shown} belongs to a known layout ({known}); nothing would be converted. Name the layout (source=, "
+        f"--from), or {STATE}"
+    )

@@ -1,0 +1,55 @@
+"""Two layouts of a family, joined where their rules meet in the same keys of the hub: no detour over single experts."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import NamedTuple
+
+from ..tensor.lazy import LazyTensor
+from .grouping import Neighbour, Table, neighbourhoods
+from .pattern import parse_axes
+from .rule import End, Layout, Rule
+
+
+class Straight(NamedTuple):
+    """Rules from one layout to another, and what stands for keys of their kind."""
+
+    table: Table
+    near: list[Neighbour]
+
+
+def compose(origin: Layout, target: Layout, tensors: Mapping[str, LazyTensor]) -> Straight | None:
+    """The rules from `origin` to `target`; None where some key needs the way over the hub.
+
+    A rule of the one meets a rule of the other where both have the same end in the hub: same keys, same axes.
+    """
+    if origin.is_hub or target.is_hub or origin is target:
+        return None
+    goals = {_hub(rule): rule for rule in target.rules}
+    ends: list[End] = []
+    met: set[tuple[str, str]] = set()
+    counts: dict[str, int] = {}
+    for rule in origin.rules:
+        goal = goals.get(_hub(rule))
+        plain = not (rule.shared or rule.diagonal or rule.rename)
+        if goal is not None and plain and not (goal.shared or goal.diagonal or goal.rename):
+            here, there = rule.ends(False), goal.ends(True)
+            ends.append(End(here.template, here.side, there.target, there.target_side, rule))
+            met.add(_hub(rule))
+            counts |= {
+                axis: len(here.target.words[axis]) for axis in here.target_side.keys if axis in here.target.words
+            }
+        elif any(rule.ends(False).template.match(key) for key in tensors):
+            return None
+    for rule in target.rules:
+        if _hub(rule) not in met and any(rule.ends(True).template.match(key) for key in tensors):
+            return None
+    near = neighbourhoods([rule.ends(False) for rule in origin.rules] + [rule.ends(True) for rule in target.rules])
+    refuses = {**origin.refuses, **target.refuses}
+    beside = (*origin.beside, *target.beside)
+    return Straight(Table(f"{origin.name} to {target.name}", tuple(ends), refuses, beside, counts=counts), near)
+
+
+def _hub(rule: Rule) -> tuple[str, str]:
+    """The end of a rule in the hub."""
+    return rule.hf, str(parse_axes(rule.axes, rule.shared, rule.diagonal)[0])

@@ -1,0 +1,230 @@
+"""Which rule each key is of, and which keys belong together: what stands before any node is built."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from itertools import islice, product
+from math import prod
+from typing import NoReturn
+
+from ..errors import LayoutError, MissingExpertsError
+from ..tensor.lazy import LazyTensor
+from .keys import KeyTemplate, parse_key
+from .rule import End
+
+Group = dict[tuple[int, ...], tuple[str, LazyTensor]]  # index along the key axes -> key, node
+GroupId = tuple[int, tuple[tuple[str, str], ...]]  # number of the rule, the fields that all keys of a group share
+Neighbour = tuple[str, re.Pattern[str]]  # literal to look for first, regex
+MAX_SHOWN = 200  # characters of a key in a message
+
+
+@dataclass(frozen=True)
+class Table:
+    """Rules in one direction, ready to be applied."""
+
+    name: str  # of the layout, for messages
+    ends: tuple[End, ...]
+    refuses: Mapping[str, str] = field(default_factory=dict)  # as in Layout
+    beside: tuple[str, ...] = ()  # likewise
+    firsts: Mapping[str, int] = field(default_factory=dict)  # key axis -> the number at which it starts to count
+    counts: Mapping[str, int] = field(default_factory=dict)  # sizes that only the hub's keys show
+
+    def claims(self, key: str, sizes: Mapping[str, int]) -> tuple[int, dict[str, str]] | None:
+        """(number of the rule, fields) of a key; None where no rule speaks of it.
+
+        Renames give way to other rules, `{prefix}` to a prefix spelt out, and a rename to one with more literal text.
+        Raises LayoutError where two rules have the same claim.
+        """
+        found = [(n, fields) for n, end in enumerate(self.ends) if (fields := end.template.match(key)) is not None]
+        if len(found) > 1:
+            found = [claim for claim in found if self._in_range(claim, sizes)] or found
+            best = max(self._rank(n) for n, _ in found)
+            found = [claim for claim in found if self._rank(claim[0]) == best]
+        if len(found) > 1:
+            both = " and ".join(repr(self.ends[n].template.text) for n, _ in found)
+            raise LayoutError(f"{shown(key)}: claimed by two rules of layout {self.name!r}: {both}")
+        return found[0] if found else None
+
+    def _rank(self, number: int) -> tuple[bool, bool, int]:
+        rename, template = self.ends[number].rule.rename, self.ends[number].template
+        return (not rename, "prefix" not in template.fields, template.weight if rename else 0)
+
+    def _in_range(self, claim: tuple[int, dict[str, str]], sizes: Mapping[str, int]) -> bool:
+        """Whether the numbers of a key lie where the key axes of the rule count, as far as that is known."""
+        template, side = self.ends[claim[0]][:2]
+        for axis in side.keys:
+            if axis in template.words:
+                continue
+            at = template.number(axis, claim[1][axis]) - self.firsts.get(axis, 0)
+            if at < 0 or at >= sizes.get(axis, at + 1):
+                return False
+        return True
+
+
+@dataclass
+class Grouped:
+    """Keys by the rules that claim them."""
+
+    groups: dict[GroupId, Group]
+    order: list[str | GroupId]  # a key that passes through, or a group, where the first of its keys stood
+
+
+def group_keys(
+    tensors: Mapping[str, LazyTensor], table: Table, near: Iterable[Neighbour], sizes: Mapping[str, int]
+) -> Grouped:
+    """Sort keys into groups. Raises LayoutError: a key of a rule's kind that no rule covers, two of one place."""
+    grouped = Grouped({}, [])
+    strangers: list[str] = []
+    near = list(near)
+    beside = [parse_key(text) for text in table.beside]
+    refused = [parse_key(text) for text in table.refuses if "{" in text]
+    for key, node in tensors.items():
+        claim = table.claims(key, sizes)
+        if claim is None:
+            if any(text in key and regex.fullmatch(key) for text, regex in near):
+                if not any(template.match(key) for template in beside):
+                    strangers.append(key)
+            elif any(template.match(key) for template in refused):
+                strangers.append(key)
+            grouped.order.append(key)
+            continue
+        number, fields = claim
+        template, side = table.ends[number][:2]
+        index = tuple(_index(template.number(axis, fields[axis]), axis, template.words, table) for axis in side.keys)
+        ident = (number, tuple((name, word) for name, word in fields.items() if name not in side.keys))
+        if ident not in grouped.groups:
+            grouped.groups[ident] = {}
+            grouped.order.append(ident)
+        group = grouped.groups[ident]
+        if index in group:
+            raise LayoutError(
+                f"{shown(group[index][0])} and {shown(key)} stand for the same place; leave one of them out"
+            )
+        group[index] = (key, node)
+    if strangers:
+        refuse(strangers, table)
+    return grouped
+
+
+def _index(number: int, axis: str, words: Mapping[str, object], table: Table) -> int:
+    return number if axis in words else number - table.firsts.get(axis, 0)
+
+
+def neighbourhoods(ends: Iterable[End]) -> list[Neighbour]:
+    """The neighbourhood of each rule that claims one."""
+    found = {}
+    for end in ends:
+        if not end.rule.rename:
+            literal, regex = end.template.neighbourhood(end.side.keys)
+            found[regex.pattern] = (literal, regex)
+    return list(found.values())
+
+
+def refuse(strangers: list[str], table: Table) -> NoReturn:
+    """Raise the error for keys that stand among those a layout rewrites, and that it has no rule for."""
+    reasons = {why for end, why in table.refuses.items() for key in strangers if _is_refused(key, end)}
+    verb, them = ("stand", "them") if len(strangers) > 1 else ("stands", "it")
+    raise LayoutError(
+        f"{listed(strangers)} {verb} among the keys that layout {table.name!r} rewrites, but no rule covers {them}"
+        + "".join(f": {why}" for why in sorted(reasons))
+        + "; the result would lack what belongs to these weights; a layout of your own can have a rule for "
+        + f"{them} (docs/layouts.md)"
+    )
+
+
+def _is_refused(key: str, end: str) -> bool:
+    return parse_key(end).match(key) is not None if "{" in end else key.endswith(end)
+
+
+def count_axes(table: Table, grouped: Grouped, sizes: Mapping[str, int]) -> dict[str, int]:
+    """Sizes of key axes: the words of a template, config.json, or else the highest number that any key holds."""
+    counts: dict[str, int] = dict(table.counts)
+    for template, side, target, target_side, _ in table.ends:
+        for axes, keys in ((side.keys, template), (target_side.keys, target)):
+            counts |= {axis: len(keys.words[axis]) for axis in axes if axis in keys.words}
+    for (number, _), group in grouped.groups.items():
+        for place, axis in enumerate(table.ends[number].side.keys):
+            if axis not in table.ends[number].template.words and axis not in sizes:
+                counts[axis] = max(counts.get(axis, 0), 1 + max(index[place] for index in group))
+    return counts
+
+
+def check_group(
+    group: Group, end: End, fixed: dict[str, str], sizes: Mapping[str, int], firsts: Mapping[str, int]
+) -> None:
+    """Raise LayoutError unless a group is complete, holds nothing beyond, and agrees in shape and dtype."""
+    lead = [sizes[axis] for axis in end.side.keys]
+    if len(group) != prod(lead) or any(
+        not 0 <= at < size for index in group for at, size in zip(index, lead, strict=True)
+    ):
+        _incomplete(group, end, fixed, sizes, firsts)
+    (first, model), *others = group.values()
+    for key, node in others:
+        same = node.dims == model.dims or (end.side.parts is not None and node.ndim == model.ndim)
+        if not same or node.code != model.code:
+            raise LayoutError(
+                f"{shown(key)} is {node.code}{list(node.dims)}, but {shown(first)} of the same group is "
+                f"{model.code}{list(model.dims)}; one of the two is wrong"
+            )
+
+
+def _incomplete(
+    group: Group, end: End, fixed: dict[str, str], sizes: Mapping[str, int], firsts: Mapping[str, int]
+) -> NoReturn:
+    """Say what is missing or too much; a config that states a thousand million experts costs nothing."""
+    lead = [sizes[axis] for axis in end.side.keys]
+    expected = " x ".join(f"{axis}={sizes[axis]}" for axis in end.side.keys)
+    extra = [key for i, (key, _) in group.items() if any(not 0 <= a < b for a, b in zip(i, lead, strict=True))]
+    num_missing = prod(lead) - (len(group) - len(extra))
+    if not num_missing:
+        raise LayoutError(f"{listed(extra)}: beyond the {expected} that config.json states")
+    wanted = (index for flat in range(prod(lead)) if (index := _unravelled(flat, lead)) not in group)
+    missing = [key_of(end.template, end.side.keys, index, fixed, firsts) for index in islice(wanted, 5)]
+    goal = key_of(end.target, (), (), fixed, firsts) if not end.target_side.keys else end.template.text
+    raise MissingExpertsError(
+        f"{goal} needs {prod(lead)} tensors ({expected}), {num_missing} missing: {listed(missing, num_missing)}; "
+        "is a shard incomplete, or does config.json state another number?"
+    )
+
+
+def _unravelled(flat: int, lead: list[int]) -> tuple[int, ...]:
+    """The index of a place, row-major. (itertools.product would first write down every number of every axis.)"""
+    index = []
+    for size in reversed(lead):
+        flat, at = divmod(flat, size)
+        index.append(at)
+    return tuple(reversed(index))
+
+
+def key_of(
+    template: KeyTemplate,
+    axes: tuple[str, ...],
+    index: tuple[int, ...],
+    fixed: dict[str, str],
+    firsts: Mapping[str, int],
+) -> str:
+    """The key at an index of the key axes."""
+    named = {
+        axis: template.word(axis, at if axis in template.words else at + firsts.get(axis, 0))
+        for axis, at in zip(axes, index, strict=True)
+    }
+    return template.format(fixed | named)
+
+
+def shown(key: str) -> str:
+    """A key in a message; one of thousands of characters is cut."""
+    return key if len(key) <= MAX_SHOWN else f"{key[:MAX_SHOWN]}… ({len(key)} characters)"
+
+
+def listed(names: list[str], count: int | None = None) -> str:
+    """The first five names and how many there are."""
+    count = len(names) if count is None else count
+    more = f" and {count - 5} more ({count} in all)" if count > 5 else ""
+    return ", ".join(map(shown, names[:5])) + more
+
+
+def indices(lead: Iterable[int]) -> Iterator[tuple[int, ...]]:
+    """Every index along key axes, row-major."""
+    return product(*map(range, lead))

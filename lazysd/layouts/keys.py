@@ -1,0 +1,153 @@
+"""Key templates: families of keys as literal text with fields, read and written by the same line."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from functools import cache
+from typing import NamedTuple
+
+from .reading import is_ambiguous
+
+_FIELD = re.compile(r"\{(\w+)(?::([^{}]+))?\}")
+_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
+NUMBER = r"(?:0|[1-9][0-9]{0,8})"  # ASCII, no leading zeros; longer ones count nothing that a checkpoint holds
+NAME, TEXT = "*", "**"
+_OPEN = {NAME: r"[^.]+", TEXT: r".+"}
+
+
+class Token(NamedTuple):
+    """A piece of a template: literal text, or a field with the words it may be."""
+
+    text: str  # of a field: its name
+    kind: str  # "literal", "prefix", "number", "words", "name" (no dots), "text"
+    words: tuple[str, ...] = ()
+
+    @property
+    def regex(self) -> str:
+        """What the piece matches."""
+        if self.kind == "literal":
+            return re.escape(self.text)
+        body = {"prefix": r"(?:.*\.)?", "number": NUMBER, "name": _OPEN[NAME], "text": _OPEN[TEXT]}.get(self.kind)
+        return f"(?P<{self.text}>{body or '|'.join(map(re.escape, self.words))})"
+
+    @property
+    def loose(self) -> str:
+        """What stands where the piece belongs, well formed or not: `00` where a number should be."""
+        return "[^.]*" if self.kind == "number" else re.sub(r"\(\?P<\w+>", "(?:", self.regex)
+
+
+@dataclass(frozen=True)
+class KeyTemplate:
+    """A family of keys: literal text with fields.
+
+    `{prefix}` is any run of dotted names, or nothing; `{name}` is a number; `{name:a|b}` is one of the words given, and
+    counts as 0, 1, … in that order; `{name:*}` is one dotted name, `{name:**}` any text.
+    Example: "{prefix}layers.{layer}.mlp.experts.{e}.{g:gate_proj|up_proj}.weight".
+    """
+
+    text: str
+    tokens: tuple[Token, ...]
+    fields: tuple[str, ...]
+    words: dict[str, tuple[str, ...]]
+    regex: re.Pattern[str]
+    literal: str  # the longest literal part: a quick test before the regex
+    weight: int  # how much literal text there is: the more, the more specific
+
+    def match(self, key: str) -> dict[str, str] | None:
+        """The fields of a key, None where the key is not of this family."""
+        if self.literal not in key:
+            return None
+        found = self.regex.fullmatch(key)
+        return found.groupdict() if found else None
+
+    def format(self, fields: dict[str, str]) -> str:
+        """The key with these fields."""
+        return "".join([token.text if token.kind == "literal" else fields[token.text] for token in self.tokens])
+
+    def kind(self, name: str) -> str:
+        """What a field may be: "prefix", "number", "words", "name" or "text"."""
+        return next(token.kind for token in self.tokens if token.kind != "literal" and token.text == name)
+
+    def word(self, name: str, number: int) -> str:
+        """How index `number` along key axis `name` is written."""
+        return self.words[name][number] if name in self.words else str(number)
+
+    def number(self, name: str, word: str) -> int:
+        """The index along key axis `name` that a word stands for."""
+        return self.words[name].index(word) if name in self.words else int(word)
+
+    def neighbourhood(self, key_axes: tuple[str, ...]) -> tuple[str, re.Pattern[str]]:
+        """Keys that a reader would expect this template to cover: the same up to its first key axis or last name.
+
+        Returns the longest literal that all of them hold, for a quick test, and the regex.
+        """
+        head: list[Token] = []
+        for token in self.tokens:
+            if token.kind != "literal" and token.text in key_axes:
+                break
+            head.append(token)
+        while head and not (head[-1].kind == "literal" and "." in head[-1].text):
+            if head[-1].kind == "prefix":
+                break
+            head.pop()
+        if head and head[-1].kind == "literal":
+            head[-1] = Token(head[-1].text[: head[-1].text.rindex(".") + 1], "literal")
+        literal = max((token.text for token in head if token.kind == "literal"), key=len, default="")
+        return literal, _compiled("".join(token.loose for token in head) + ".*")
+
+
+@cache
+def _compiled(regex: str) -> re.Pattern[str]:
+    return re.compile(regex, re.DOTALL)
+
+
+@cache
+def parse_key(text: str) -> KeyTemplate:
+    """Read a key template. Raises ValueError on stray braces, fields named twice, keys that could be read two ways."""
+    tokens = _tokens(text)
+    fields = [token.text for token in tokens if token.kind != "literal"]
+    if len(set(fields)) != len(fields):
+        raise ValueError(f"key template {text!r} names a field twice")
+    literals = [token.text for token in tokens if token.kind == "literal"]
+    if any(brace in part for part in literals for brace in "{}"):
+        raise ValueError(f"key template {text!r} has a brace that is no field; write {{name}} or {{name:a|b}}")
+    if is_ambiguous([(token.kind, token.words or (token.text,)) for token in tokens]):
+        raise ValueError(
+            f"key template {text!r} can be read in more than one way: fields that meet cannot be told apart; put text "
+            "between them, or use one of {prefix} and {name:**} only"
+        )
+    regex = _compiled("".join(token.regex for token in tokens))
+    words = {token.text: token.words for token in tokens if token.kind == "words"}
+    literal = max(literals, key=len, default="")
+    return KeyTemplate(text, tokens, tuple(fields), words, regex, literal, sum(map(len, literals)))
+
+
+def _tokens(text: str) -> tuple[Token, ...]:
+    tokens: list[Token] = []
+    at = 0
+    for field in _FIELD.finditer(text):
+        if field.start() > at:
+            tokens.append(Token(text[at : field.start()], "literal"))
+        at = field.end()
+        tokens.append(_field(text, field[1], field[2]))
+    if at < len(text):
+        tokens.append(Token(text[at:], "literal"))
+    return tuple(tokens)
+
+
+def _field(text: str, name: str, body: str | None) -> Token:
+    if not _NAME.fullmatch(name):
+        raise ValueError(f"key template {text!r}: {name!r} is no name for a field; it starts with a letter")
+    if name == "prefix":
+        if body:
+            raise ValueError(f"key template {text!r}: {{prefix}} is any run of dotted names and takes no words")
+        return Token(name, "prefix")
+    if body is None:
+        return Token(name, "number")
+    if body in _OPEN:
+        return Token(name, "name" if body == NAME else "text")
+    words = tuple(body.split("|"))
+    if "" in words or len(set(words)) != len(words):
+        raise ValueError(f"key template {text!r}: the words of {name} should differ, and none be empty")
+    return Token(name, "words", words)
