@@ -9,7 +9,6 @@ from ..errors import LayoutError
 from ..layouts.keys import parse_key
 from ..layouts.rule import Layout
 from ..tensor.lazy import LazyTensor
-from ..tensor.methods import narrow
 from .tensors import experts_of, on_mesh
 
 if TYPE_CHECKING:
@@ -32,5 +31,5 @@ def spread_experts(tensors: Mapping[str, LazyTensor], layout: Layout, mesh: Devi
     for key, node in tensors.items():
         if any(template.match(key) for template in grouped):
             mine = experts_of(mesh, node.dims[0])
-            result[key] = on_mesh(narrow(node, 0, mine.start, len(mine)), mesh, node.dims[0])
+            result[key] = on_mesh(node.narrow(0, mine.start, len(mine)), mesh, node.dims[0])
     return result

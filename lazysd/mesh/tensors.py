@@ -11,8 +11,10 @@ from typing import TYPE_CHECKING, Any
 from ..errors import LayoutError
 from ..graph.boxes import Dims, row_major
 from ..graph.sharded import Sharded
+from ..tensor.casting import Casting
 from ..tensor.lazy import LazyTensor
-from ..tensor.methods import narrow
+from ..tensor.parting import Parting
+from ..tensor.shaping import Shaping
 
 if TYPE_CHECKING:
     import torch
@@ -21,6 +23,13 @@ if TYPE_CHECKING:
     from ..graph.base import Op
 
 MESH_DIMS = ("ep", "ep_shard", "ep_replicate")
+
+
+# Methods and properties of LazyTensor that would speak of, or take apart, elements that other ranks hold.
+_OF_WHOLE_TENSORS = frozenset(
+    name for part in (Shaping, Parting, Casting) for name in vars(part) if not name.startswith("_")
+) - {"dim", "ndimension", "nelement", "element_size", "size", "is_floating_point", "is_complex"}
+_OF_WHOLE_TENSORS |= {"numpy", "item", "tolist"}
 
 
 class LazyDTensor(LazyTensor):
@@ -83,6 +92,11 @@ class LazyDTensor(LazyTensor):
     def __getitem__(self, key: Any) -> LazyTensor:
         raise LayoutError("this tensor is spread over ranks; index its part on this rank, .local")
 
+    def __getattribute__(self, name: str) -> Any:
+        if name in _OF_WHOLE_TENSORS:
+            raise AttributeError(name)  # __getattr__ says why
+        return object.__getattribute__(self, name)
+
     def __getattr__(self, name: str) -> Any:
         raise AttributeError(f"a tensor that is spread over ranks has no {name!r}; its part on this rank has: .local")
 
@@ -129,5 +143,5 @@ def on_mesh(local: LazyTensor, mesh: DeviceMesh, num_experts: int, is_split: boo
         else:
             step = -(-local.dims[1] // num_parts)  # torch.chunk's parts: equal, the last ones shorter
             start = min(part * step, local.dims[1])
-            local = narrow(local, 1, start, min(step, local.dims[1] - start))
+            local = local.narrow(1, start, min(step, local.dims[1] - start))
     return LazyDTensor(local, mesh[tuple(used)], tuple(meaning[name] for name in used), dims)

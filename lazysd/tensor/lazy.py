@@ -3,80 +3,39 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from .. import dtypes
-from ..graph.node import Node
+from .casting import Casting
 from .operators import Operators
-
-if TYPE_CHECKING:
-    import numpy as np
-    import torch
+from .parting import Parting
+from .shaping import Shaping
 
 
-class LazyTensor(Operators, Node):
+class LazyTensor(Operators, Shaping, Parting, Casting):
     """A tensor that has not been read: shape and dtype are known, bytes move on `materialize()`.
 
     It is a duck type, not a `torch.Tensor` subclass. Structural operations (indexing, permute, transpose, reshape,
-    split, to) return lazy tensors and read nothing; any other torch function reads what it needs.
+    split, to) return lazy tensors and read nothing; any other method or function of torch reads what it needs.
     """
 
     __slots__ = ()
 
-    @property
-    def shape(self) -> torch.Size:
-        """The shape, as torch.Size."""
-        import torch
-
-        return torch.Size(self.dims)
-
-    @property
-    def dtype(self) -> torch.dtype:
-        """The torch dtype."""
-        return dtypes.to_torch(self.code)
-
-    def materialize(
-        self, device: Any = "cpu", dtype: torch.dtype | None = None, out: torch.Tensor | None = None
-    ) -> torch.Tensor:
-        """Read the tensor.
-
-        Reads exactly `reads()`. A plain tensor of a file opened with io="mmap" comes back on the CPU as a zero-copy
-        private view (writing to it never reaches the file); everything else is copied once, from file to destination,
-        in blocks of about a megabyte.
-
-        Args:
-            device: "cpu", "cuda", "cuda:1", "meta" or a torch.device. Ignored when `out` is given.
-            dtype: cast to this dtype on the way.
-            out: a tensor or strided view of the same shape to fill in place; its device and dtype decide.
-
-        Returns:
-            A torch.Tensor of `self.shape` (`out` itself, if given).
+    def __getitem__(self, key: Any) -> LazyTensor:
+        """Part of the tensor, lazily, by torch's subscripts: ints, slices, None, ..., a list, a mask, an index tensor.
 
         Raises:
-            ReadError, SourceChangedError, ClosedCheckpointError: the source is not what was opened.
-            ValueError: `out` has another shape.
+            IndexError: out of range, or a subscript that is refused, with the reason.
         """
-        from ..move.materialize import materialize
-
-        return materialize(self, device, dtype, out)
-
-    def reads(self) -> list[tuple[str, int, int]]:
-        """What `materialize()` would read: (file, offset, nbytes), merged and sorted. Reads nothing itself."""
-        from ..move.materialize import reads
-
-        return reads(self)
-
-    def __getitem__(self, key: Any) -> LazyTensor:
         from .indexing import index
 
         return index(self, key)
 
-    def __getattr__(self, name: str) -> Any:  # permute, transpose, reshape, split, to, … : one table, in tensor.methods
+    def __getattr__(self, name: str) -> Any:  # every other method of torch.Tensor: it reads. Looking it up does not
         if name.startswith("__"):
             raise AttributeError(name)
-        from .torch_functions import method
+        from .torch_functions import reading_method
 
-        return method(self, name)
+        return reading_method(self, name)
 
     def __len__(self) -> int:
         if not self.dims:
@@ -90,26 +49,6 @@ class LazyTensor(Operators, Node):
         from .torch_functions import operate
 
         return operate(self, name, others)
-
-    def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray[Any, Any]:
-        import numpy as np
-
-        wanted = self.code
-        if wanted not in dtypes.NUMPY:
-            label = dtypes.DTYPES[wanted].label
-            if dtype is None:
-                raise TypeError(f"numpy has no {label}; cast first: numpy.asarray(lazy.to(torch.float32))")
-            wanted = "F32"  # holds every value of the types that numpy lacks
-        array = self.materialize(dtype=dtypes.to_torch(wanted)).numpy()
-        if copy is False and dtype is not None and np.dtype(dtype) != array.dtype:
-            raise ValueError(f"cannot give {array.dtype} as {np.dtype(dtype)} without a copy")
-        return np.array(array, dtype=dtype) if copy else np.asarray(array, dtype=dtype)
-
-    def __dlpack__(self, **kwargs: Any) -> Any:
-        return self.materialize().__dlpack__(**kwargs)
-
-    def __dlpack_device__(self) -> tuple[int, int]:
-        return (1, 0)  # kDLCPU
 
     @classmethod
     def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:

@@ -51,6 +51,7 @@ class Operators:
     __eq__, __ne__ = _reading("__eq__"), _reading("__ne__")
     __bool__, __int__, __float__, __index__ = map(_reading, ("__bool__", "__int__", "__float__", "__index__"))
     __complex__, __contains__ = _reading("__complex__"), _reading("__contains__")
+    __reversed__ = _reading("__reversed__")  # flipped along the first axis, as torch does
 
     __setitem__, __delitem__ = _writing("__setitem__"), _writing("__delitem__")
     __iadd__, __isub__, __imul__ = map(_writing, ("+=", "-=", "*="))
