@@ -235,12 +235,12 @@ class Checkpoint(Mapping[str, LazyTensor]):
         resume: bool = True,
         progress: Any = None,
     ) -> Plan:
-        """Write the checkpoint to folder `dst`, streaming; `dst` appears, complete, in one rename.
+        """Write the checkpoint, streaming; `dst` appears, complete, in one rename.
 
         Args:
-            dst: the folder to make. Inside or over the source is refused.
+            dst: the folder to make, or one file where it ends in `.safetensors`; over or inside the source is refused.
             max_shard_size: bytes of tensors a shard holds at most, or "5GB"; one larger tensor gets its own shard.
-                Adapters are always one file, as PEFT reads no other.
+                Adapters are one file, as PEFT reads no other.
             max_memory: bytes the process may grow by, or "128MB".
             workers: threads; None uses the CPUs there are, as far as max_memory allows.
             overwrite: replace an existing `dst`; it stays as it is until the new one is complete.
@@ -253,11 +253,9 @@ class Checkpoint(Mapping[str, LazyTensor]):
         Raises:
             OutputExistsError, NoSpaceError, MemoryBudgetError, SourceChangedError, ReadError, ResumeMismatchError.
         """
-        from .save.run import save
+        from .save.saving import save
 
-        plan = self.plan(max_shard_size, max_memory, workers)
-        save(self, plan, dst, overwrite=overwrite, resume=resume, progress=progress)
-        return plan
+        return save(self, dst, max_shard_size, max_memory, workers, overwrite, resume, progress)
 
     def iter_tensors(self, device: Any = "cpu", prefetch: int | str = "64MB") -> Iterator[tuple[str, torch.Tensor]]:
         """Read (key, tensor) pairs in the order of their bytes, a background thread reading ahead.

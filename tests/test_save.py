@@ -16,7 +16,9 @@ from safetensors import safe_open
 
 import lazysd
 from lazysd.save import run as save_module
+from lazysd.stores import claim
 from lazysd.stores import output_folder as writer
+from lazysd.stores.journal import JOURNAL, Journal
 from lazysd.stores.shard_file import ShardFile
 
 CALLS = ("open", "pwrite", "rename", "fsync", "posix_fallocate", "mkdir", "unlink", "close")
@@ -226,7 +228,7 @@ def test_no_space_is_said_before_anything_is_written(
 
     def full(path: object) -> object:
         class Status:
-            f_bavail, f_frsize = 1, real(tmp_path).f_frsize
+            f_bavail, f_frsize, f_blocks = 1, real(tmp_path).f_frsize, 100
 
         return Status()
 
@@ -334,7 +336,7 @@ def test_an_early_kill_of_another_plan_is_no_obstacle(source: lazysd.Checkpoint,
     """Without a finished shard an unfinished run has nothing that could be lost."""
     building = tmp_path / ".out.lazysd-partial"
     building.mkdir()
-    (building / writer.JOURNAL).write_text('{"plan": "another"}\n')
+    Journal(building / JOURNAL).begin("another", {}, {})
     (building / "model.safetensors.part").write_bytes(b"half")
     source.save(tmp_path / "out")
     assert bits(lazysd.open(tmp_path / "out")) == bits(source)
@@ -387,7 +389,7 @@ def test_memory_that_changed_is_never_resumed(tmp_path: Path, monkeypatch: pytes
     assert list(tmp_path.iterdir()) == []
     with monkeypatch.context() as patch:  # the same, killed: the finished shard is still there
         patch.setattr(writer.OutputFolder, "finish_shard", fail_at_second)
-        patch.setattr(writer.OutputFolder, "__exit__", lambda self, *error: self._unlock())
+        patch.setattr(writer.OutputFolder, "__exit__", lambda self, *error: self.claim.release())
         finished.clear()
         with pytest.raises(OSError, match="the disk went away"):
             composed.save(tmp_path / "out", max_shard_size="4KB", workers=1)
@@ -405,7 +407,7 @@ def test_a_lock_on_a_folder_that_is_gone_counts_for_nothing(
     source: lazysd.Checkpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, then: str
 ) -> None:
     """Between opening the folder and locking it, one process commits it and perhaps another one begins anew."""
-    out, building, real = tmp_path / "out", tmp_path / ".out.lazysd-partial", writer.fcntl.flock
+    out, building, real = tmp_path / "out", tmp_path / ".out.lazysd-partial", claim.fcntl.flock
     held: list[int] = []
 
     def meanwhile(fd: int, operation: int) -> None:
@@ -415,10 +417,10 @@ def test_a_lock_on_a_folder_that_is_gone_counts_for_nothing(
             held.append(os.open(building, os.O_RDONLY))
             if then != "nobody":
                 (building / "model.safetensors").write_bytes(b"hours of work")
-                real(held[0], writer.fcntl.LOCK_EX)
+                real(held[0], claim.fcntl.LOCK_EX)
         real(fd, operation)
 
-    monkeypatch.setattr(writer.fcntl, "flock", meanwhile)
+    monkeypatch.setattr(claim.fcntl, "flock", meanwhile)
     if then == "nobody":
         source.save(out)
         assert bits(lazysd.open(out)) == bits(source)

@@ -29,7 +29,7 @@ def run(args: argparse.Namespace) -> int:
     from ..comparison import compare, compare_adapters
     from ..save.progress import reporter
 
-    with opened(args.a, args) as a, opened(args.b, args) as b, reporter(wants_progress(args)) as report:
+    with opened(args.a, args) as a, opened(args.b, args) as b, reporter(wants_progress(args), "diff") as report:
         layout, other = args.to or a.layout, args.source or b.layout
         if layout and other and layouts.resolve(layout) != layouts.resolve(other):
             config = {**(a.config or b.config or {}), **stated(args)} or None

@@ -65,7 +65,7 @@ def check(dst: str, expected: Checkpoint, args: argparse.Namespace, layout: str 
     from ..save.progress import reporter
 
     names = ("DST", "SRC")
-    with open_checkpoint(dst, "pread", args.follow_links) as found, reporter(wants_progress(args)) as report:
+    with open_checkpoint(dst, "pread", args.follow_links) as found, reporter(wants_progress(args), "verify") as report:
         comparison = compare(found, expected, names, args.workers, report)
         compare_adapters(comparison, in_layout(found, layout or expected.layout, expected.family), expected, names)
     return comparison

@@ -23,7 +23,9 @@ from ..move import workers
 from ..save.jobs import source_files
 from ..save.plan import Plan
 from ..save.progress import reporter
-from ..save.run import Save, Share, finish, output_folder
+from ..save.run import Save, Share
+from ..save.saving import finish, output_folder
+from ..stores.faults import named
 from ..stores.output_folder import OutputFolder
 
 if TYPE_CHECKING:
@@ -83,7 +85,7 @@ def save(
             lambda: checkpoint.plan(max_shard_size, max_memory, crew),
             lambda plan: output_folder(checkpoint, plan, Path(os.path.expanduser(ranks.dst)), overwrite, resume),
         )
-        with reporter(progress if ranks.share.rank == 0 else None) as report:
+        with reporter(progress if ranks.share.rank == 0 else None, "convert") as report:
             _write(ranks, checkpoint, plan, folder, report)
         if not made_here:
             dist.destroy_process_group(group)
@@ -97,8 +99,10 @@ def _write(ranks: _Ranks, checkpoint: Checkpoint, plan: Plan, folder: OutputFold
     """Rank 0 holds the folder's lock from beginning to end; the others write into it."""
     leads = ranks.share.rank == 0
     with ExitStack() as held:
-        told = ranks.end_phase(*_attempt(lambda: held.enter_context(folder).finished if leads else None))
-        folder.finished = dict(told[0])
+        told = ranks.end_phase(
+            *_attempt(lambda: (held.enter_context(folder).finished, folder.claim.token) if leads else None)
+        )
+        folder.finished, folder.claim.token = dict(told[0][0]), told[0][1]
 
         def write() -> None:
             Save(plan, folder, _stopping(folder, report), ranks.share).run()
@@ -108,13 +112,8 @@ def _write(ranks: _Ranks, checkpoint: Checkpoint, plan: Plan, folder: OutputFold
         _, problem = _attempt(write)
         if problem is not None:
             _mark(folder)
-        try:
-            problem = problem if leads else _named(problem, folder)
-            for finished in ranks.end_phase(folder.finished, problem):
-                folder.finished.update(finished)
-        except BaseException:  # whoever finished shards, they are worth keeping
-            folder.finished |= {path.name: {} for path in folder.building.glob("*.safetensors")}
-            raise
+        for finished in ranks.end_phase(folder.finished, _named(problem, folder)):
+            folder.finished.update(finished)
         ranks.end_phase(*_attempt(lambda: finish(checkpoint, plan, folder) if leads else None))
 
 
@@ -192,12 +191,8 @@ def _mark(folder: OutputFolder) -> None:
 
 
 def _named(problem: BaseException | None, folder: OutputFolder) -> BaseException | None:
-    """The problem as it is raised on leaving the folder: errors of the system get a name of ours."""
-    try:
-        folder.__exit__(None, problem, None)  # without the lock, which rank 0 has, that is all it does
-    except OSError as named:
-        return named
-    return problem
+    """The problem as leaving the folder would raise it: errors of the system get a name of ours."""
+    return named(problem, folder.building) if isinstance(problem, OSError) else problem
 
 
 def _line(problem: BaseException) -> str:

@@ -33,6 +33,7 @@ class Part(NamedTuple):
     """A contiguous run of a target's bytes."""
 
     target: Target
+    number: int  # of the target in its shard
     box: Box
     nbytes: int
 
@@ -66,14 +67,24 @@ class Shard:
     """A file of the output."""
 
     name: str
-    header: bytes
+    metadata: Mapping[str, str]
+    header_nbytes: int
     units: tuple[tuple[Target, ...], ...]  # targets that share source bytes stay together
     nbytes: int  # of the whole file
 
     @property
-    def targets(self) -> list[Target]:
+    def targets(self) -> Iterator[Target]:
         """The tensors of the shard in file order."""
-        return [target for unit in self.units for target in unit]
+        return (target for unit in self.units for target in unit)
+
+    @property
+    def num_targets(self) -> int:
+        """How many tensors the shard has."""
+        return sum(map(len, self.units))
+
+    def header(self) -> bytes:
+        """The file's first bytes; made anew each time, for of many tensors they are many."""
+        return format_header(((key, node.code, node.dims) for key, node, _ in self.targets), self.metadata)[0]
 
 
 def lay_out(units: Iterable[Unit], shard_nbytes: int, metadata: Mapping[str, str], stem: str) -> list[Shard]:
@@ -92,13 +103,13 @@ def lay_out(units: Iterable[Unit], shard_nbytes: int, metadata: Mapping[str, str
     shards = []
     for number, units in enumerate(groups, 1):
         units.sort(key=lambda unit: -unit[0][1].itemsize)  # wide types first keeps every tensor aligned
-        table = [(key, node.code, node.dims) for unit in units for key, node in unit]
+        table = ((key, node.code, node.dims) for unit in units for key, node in unit)
         header, starts = format_header(table, metadata)
         places = iter(starts)
         laid = tuple(tuple(Target(key, node, next(places)) for key, node in unit) for unit in units)
         name = f"{stem}.safetensors" if len(groups) == 1 else f"{stem}-{number:05d}-of-{len(groups):05d}.safetensors"
         end = len(header) + sum(node.nbytes for unit in units for _, node in unit)
-        shards.append(Shard(name, header, laid, end))
+        shards.append(Shard(name, metadata, len(header), laid, end))
     return shards
 
 
@@ -142,10 +153,12 @@ def jobs_of(number: int, shard: Shard, most_nbytes: int) -> Iterator[Job]:
     """A shard's work: units that fit stay whole, larger tensors are tiled, small neighbours share a job."""
     preferred = min(PREFERRED_TILE_NBYTES, most_nbytes)
     parts: list[Part] = []
-    size = 0
+    size = first = 0
     for unit in shard.units:
         together = unit_nbytes(unit) <= (most_nbytes if len(unit) > 1 else preferred)
-        for atom in [list(_whole(unit))] if together else ([tile] for tile in _tiled(unit, most_nbytes)):
+        atoms = [list(_whole(unit, first))] if together else ([tile] for tile in _tiled(unit, first, most_nbytes))
+        first += len(unit)
+        for atom in atoms:
             nbytes = sum(part.nbytes for part in atom)
             if parts and (size + nbytes > preferred or atom[0].target.node.code != parts[0].target.node.code):
                 yield _job(number, parts, size)
@@ -165,16 +178,19 @@ def reads_nbytes(wanted: list[Piece]) -> int:
     return sum(nbytes for _, _, nbytes in source_ranges(wanted, exact=True))
 
 
-def _whole(unit: Iterable[Target]) -> Iterator[Part]:
-    return (Part(target, full_box(target.node.dims), target.node.nbytes) for target in unit)
+def _whole(unit: Iterable[Target], first: int) -> Iterator[Part]:
+    return (
+        Part(target, number, full_box(target.node.dims), target.node.nbytes)
+        for number, target in enumerate(unit, first)
+    )
 
 
-def _tiled(unit: Iterable[Target], most_nbytes: int) -> Iterator[Part]:
-    for target in unit:
+def _tiled(unit: Iterable[Target], first: int, most_nbytes: int) -> Iterator[Part]:
+    for number, target in enumerate(unit, first):
         node, box = target.node, full_box(target.node.dims)
         limit = tile_limit(node, box, min(PREFERRED_TILE_NBYTES, most_nbytes), most_nbytes)
         for tile in tiles(box, node.itemsize, limit):
-            yield Part(target, tile, node.itemsize * prod(box_dims(tile)))
+            yield Part(target, number, tile, node.itemsize * prod(box_dims(tile)))
 
 
 def _job(number: int, parts: list[Part], nbytes: int) -> Job:
@@ -191,7 +207,7 @@ def digest(shards: Iterable[Shard]) -> str:
     state = hashlib.sha256(f"lazysd {__version__}".encode())
     for shard in shards:
         state.update(f"|{shard.name}|{shard.nbytes}".encode())
-        state.update(shard.header)
+        state.update(shard.header())
     for node, number, is_new in _nodes(shards):
         state.update((_fingerprint(node) if is_new else f"={number}").encode("utf-8", "surrogateescape"))
     return state.hexdigest()

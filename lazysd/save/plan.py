@@ -63,7 +63,7 @@ class Plan:
             "workers": self.workers,
             "lossy": list(self.lossy),
             "notes": list(self.notes),
-            "shards": [{"name": s.name, "nbytes": s.nbytes, "tensors": len(s.targets)} for s in self.shards],
+            "shards": [{"name": s.name, "nbytes": s.nbytes, "tensors": s.num_targets} for s in self.shards],
         }
 
     def __str__(self) -> str:
@@ -113,6 +113,7 @@ def make_plan(
     shard_nbytes, budget = parse_size(max_shard_size), parse_size(max_memory)
     if workers is not None and workers < 1:
         raise ValueError(f"workers must be at least 1, got {workers}")
+    workers = workers and min(workers, crew.MAX_HELPERS)
     proof = _Proof()
     shards = lay_out(units_of(tensors, proof.add), shard_nbytes, {**(metadata or {}), "format": "pt"}, stem)
     computed = COMPUTE_NBYTES if proof.computed else 0

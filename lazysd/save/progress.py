@@ -8,7 +8,7 @@ from typing import Any
 
 
 @contextmanager
-def reporter(progress: Any) -> Iterator[Callable[[int, int], None]]:
+def reporter(progress: Any, label: str) -> Iterator[Callable[[int, int], None]]:
     """A function report(done_nbytes, total_nbytes) for `progress`: None or False, True for a bar, or a callable."""
     if not progress:
         yield lambda done, total: None

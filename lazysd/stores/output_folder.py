@@ -1,4 +1,4 @@
-"""Writing a checkpoint folder so that it appears only when complete, and an interrupted run can go on.
+"""Writing a checkpoint so that it appears only when complete, and an interrupted run can go on.
 
 Everything is built in a hidden, locked sibling of the destination. A shard is preallocated, its data written first and
 its header last, then synced, renamed and noted in a journal with its checksum. One rename makes the result appear.
@@ -7,135 +7,119 @@ its header last, then synced, renamed and noted in a journal with its checksum. 
 from __future__ import annotations
 
 import errno
-import fcntl
-import json
+import logging
 import os
 import shutil
-import threading
 import zlib
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from ..errors import LazysdError, NoSpaceError, OutputExistsError, ResumeMismatchError, SourceChangedError, WriteError
 from .base import File
+from .claim import OWNER, Claim
+from .faults import named, writing
+from .journal import JOURNAL, Finished, Journal, Notes, no_links
+from .placing import Place, sync_folder
 from .shard_file import ShardFile
 
-JOURNAL = ".lazysd-journal.jsonl"
+logger = logging.getLogger(__name__)
+
 _COPY_NBYTES = 1 << 20
 MAX_TRIES = 100  # to lock a folder that other processes commit at the same moment
+_PASSING = (OSError, KeyboardInterrupt, SystemExit, MemoryError)  # a rerun of the same plan may well succeed
 
 
 class OutputFolder:
-    """The destination while it is being made. Use as a context manager; `commit()` makes it appear."""
+    """The destination while it is being made. Use as a context manager; `commit()` makes it appear.
 
-    def __init__(
-        self, dst: Path, digest: str, nbytes: int, overwrite: bool = False, resume: bool = True, volatile: bool = False
-    ):
-        self.dst = Path(os.path.abspath(dst))
+    Args:
+        dst: the folder, or the `.safetensors` file, to make.
+        digest: fingerprint of the plan; a run of another plan is not resumed.
+        nbytes: what the result takes.
+        overwrite: replace a checkpoint that is there.
+        resume: keep what an interrupted run of the same plan finished.
+    """
+
+    def __init__(self, dst: Path, digest: str, nbytes: int, overwrite: bool = False, resume: bool = True):
+        self.place = Place(dst)
+        self.dst, self.building = self.place.dst, self.place.building
         self.digest, self.nbytes, self.overwrite, self.resume = digest, nbytes, overwrite, resume
-        self.building = self.dst.with_name(f".{self.dst.name}.lazysd-partial")
-        self.old = self.dst.with_name(f".{self.dst.name}.lazysd-old")
-        self.finished: dict[str, dict[str, Any]] = {}  # shard -> its journal line
-        self.volatile = volatile  # sources may change unnoticed, so that nothing finished is ever kept
+        self.volatile = False  # sources may change unnoticed, so that nothing finished is ever kept
+        self.about: dict[str, str] = {}  # the plan in words, to say what sets it apart from another one
+        self.recover: Callable[[Path], Notes] = lambda folder: Notes(None, {}, {})  # where the journal has gone
+        self.sides: dict[str, File] = {}  # files to copy: their names in the result
+        self.finished: dict[str, Finished] = {}
+        self.claim = Claim(self.building, self.dst)
+        self.passes_on: BaseException | None = None  # an error that is not about this folder
+        self._written: dict[str, os.stat_result] = {}  # shards finished here, as they were then
+        self._journal = Journal(self.building / JOURNAL)
         self._foreign = False  # what stands there belongs to another run, which may want to go on
-        self._lock: int | None = None
-        self._journal_lock = threading.Lock()
 
     def __enter__(self) -> OutputFolder:
-        self._check_free()  # once without touching anything, and again when nobody else can change it
-        if not any(self._locked() for _ in range(MAX_TRIES)):
-            raise WriteError(f"cannot write {self.building}: it keeps disappearing; who removes it?")
+        with writing(self.dst):
+            self.place.check_free(self.overwrite)  # once without touching anything, and again when locked
+            self.claim.take()
         try:
-            if os.path.lexists(self.old) and not os.path.lexists(self.dst):  # killed between an overwrite's two renames
-                os.rename(self.old, self.dst)
-            self._check_free()
-            self._take_over()
-            self._check_space()
+            with writing(self.dst):
+                self.place.recover()
+                self.place.check_free(self.overwrite)
+                self.place.check_replaceable()
+                self._take_over()
+                self._check_space()
         except BaseException as error:
             self.__exit__(type(error), error, None)
             raise
         return self
 
-    def _locked(self) -> bool:
-        """Lock the folder; False where it was committed or removed by another process just before."""
-        try:
-            self.dst.parent.mkdir(parents=True, exist_ok=True)
-            self.building.mkdir(exist_ok=True)
-            fd = os.open(self.building, os.O_RDONLY)
-        except OSError as error:
-            if isinstance(error, FileNotFoundError) and self.dst.parent.is_dir():
-                return False
-            raise _named(error, self.building) from error
-        try:
-            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            if os.path.samestat(os.fstat(fd), os.stat(self.building)):
-                self._lock = fd
-                return True
-        except FileNotFoundError:
-            pass
-        except OSError:
-            os.close(fd)
-            raise OutputExistsError(f"another lazysd is writing {self.dst} right now; wait for it") from None
-        os.close(fd)
-        return False
-
     def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
-        if self._lock is not None:
-            worthless = not self.finished or self.volatile or isinstance(error, SourceChangedError)
-            if worthless and not self._foreign and self.building.exists():
-                shutil.rmtree(self.building, ignore_errors=True)  # nothing in it is worth resuming
-            self._unlock()
-        if isinstance(error, OSError) and not isinstance(error, LazysdError):
-            raise _named(error, self.building) from error
+        if self.claim.held:
+            if not self._foreign and self.building.exists() and self.claim.stands():
+                kept = self.finished or self._journal.read().finished  # other ranks write into it as well
+                if not kept or self.volatile or isinstance(error, SourceChangedError):
+                    shutil.rmtree(self.building, ignore_errors=True)  # nothing in it is worth resuming
+                elif error is not None and not isinstance(error, _PASSING):
+                    self._note_failure()
+            self.claim.release()
+        if isinstance(error, OSError) and not isinstance(error, LazysdError) and error is not self.passes_on:
+            raise named(error, self.building) from error
 
-    def _check_free(self) -> None:
-        """Refuse to put the result where something is that may not go."""
-        if not os.path.lexists(self.dst) or _is_empty_folder(self.dst):
-            return
-        if not self.dst.is_dir():
-            raise OutputExistsError(f"{self.dst} exists and is no folder; choose another destination")
-        if not self.overwrite:
-            raise OutputExistsError(
-                f"{self.dst} exists; choose another destination or pass overwrite=True (--overwrite)"
-            )
-        if not any(_of_a_checkpoint(name) for name in os.listdir(self.dst)):
-            raise OutputExistsError(
-                f"{self.dst} holds no checkpoint, so it is not overwritten; choose another destination or remove it"
-            )
-
-    def _unlock(self) -> None:
-        if self._lock is not None:
-            os.close(self._lock)
-            self._lock = None
+    def _note_failure(self) -> None:
+        try:
+            self._journal.note_failure(self.digest)
+        except OSError as error:
+            logger.debug("%s: the failure could not be noted: %s", self.building, error)
 
     def _take_over(self) -> None:
         """Keep what an interrupted run of the same plan finished and still holds intact; remove the rest."""
-        lines = []
-        journal = self.building / JOURNAL
-        if journal.exists():
-            lines = [line for line in map(_parse_line, journal.read_text("utf-8", "replace").splitlines()) if line]
-        if len(lines) > 1 and self.resume:  # without a finished shard there is nothing to go on from
-            if lines[0].get("plan") != self.digest:
+        notes = self._journal.read()
+        if not notes.finished:
+            notes = self.recover(self.building)
+        if notes.finished and self.resume:  # without a finished shard there is nothing to go on from
+            if notes.plan == self.digest:
+                for name, shard in {} if self.volatile else notes.finished.items():
+                    path = self.building / name
+                    if path.parent == self.building and _is_intact(path, shard):
+                        self.finished[name] = shard
+            elif not notes.failed:
                 self._foreign = True
                 raise ResumeMismatchError(
-                    f"{self.building} holds an unfinished run of another plan (other source, layout or options); "
-                    "repeat that run to finish it, or discard it with resume=False (--no-resume)"
+                    f"{self.building} holds an unfinished run of another plan "
+                    f"({_differences(notes.about, self.about)}); repeat that run to finish it, or discard it with "
+                    "resume=False (--no-resume)"
                 )
-            for line in [] if self.volatile else lines[1:]:
-                path = self.building / str(line.get("shard"))
-                if path.parent == self.building and path.is_file() and file_crc32(path) == line.get("crc32"):
-                    self.finished[path.name] = line
+        self.claim.sign()
+        self._journal.begin(self.digest, self.about, self.finished)
+        keep = {*self.finished, OWNER, JOURNAL}
         for entry in self.building.iterdir():
-            if entry.name not in self.finished:
+            if entry.name not in keep:
                 shutil.rmtree(entry) if entry.is_dir() and not entry.is_symlink() else entry.unlink()
-        self._note({"plan": self.digest})
-        for line in self.finished.values():
-            self._note(line)
 
     def _check_space(self) -> None:
-        kept = sum((self.building / name).stat().st_size for name in self.finished)
-        status = os.statvfs(self.building)
+        kept = sum(shard.nbytes for shard in self.finished.values())
+        status = os.statvfs(self.building) if hasattr(os, "statvfs") else None
+        if status is None or not status.f_blocks:
+            return  # nothing is known: some network and memory file systems report zero blocks
         free, needed = status.f_bavail * status.f_frsize, self.nbytes - kept
         if free < needed:
             raise NoSpaceError(
@@ -143,56 +127,82 @@ class OutputFolder:
                 f"{self.dst.parent} has {free:,} bytes free, the result needs {needed:,} more; free some first",
             )
 
-    def _note(self, line: dict[str, Any]) -> None:
-        with self._journal_lock, open(self.building / JOURNAL, "a", encoding="utf-8") as journal:
-            journal.write(json.dumps(line) + "\n")
-            journal.flush()
-            os.fsync(journal.fileno())
+    def _check_ours(self) -> None:
+        if not self.claim.stands():
+            self._foreign = True
+            raise WriteError(f"cannot write {self.dst}: another run has taken over {self.building}; let only one write")
 
     def open_shard(self, name: str, nbytes: int) -> ShardFile:
         """A shard to write into, its space allocated."""
-        return ShardFile(self.building / f"{name}.part", nbytes)
+        with writing(self.building):
+            return ShardFile(self.building / f"{name}.{self.claim.token}.part", nbytes)
 
-    def finish_shard(self, name: str, file: ShardFile, header: bytes, crc: int, tensors: dict[str, int]) -> None:
+    def finish_shard(self, name: str, file: ShardFile, header: bytes, crc: int, checksums: bytes) -> None:
         """Write the header, make all of it durable, give the shard its name, note it and its checksums."""
-        file.finish(header)
-        os.rename(file.path, self.building / name)
-        sync_folder(self.building)
-        line = {"shard": name, "crc32": crc, "tensors": tensors}
-        self._note(line)
-        self.finished[name] = line
+        with writing(self.building):
+            status = file.finish(header)
+            self._check_ours()
+            os.rename(file.path, self.building / name)
+            sync_folder(self.building)
+            shard = Finished(file.nbytes, crc, checksums)
+            self._journal.note(self.digest, name, shard)
+        self._written[name] = status
+        self.finished[name] = shard
 
-    def write_file(self, name: str, data: bytes) -> None:
-        """A small file, durable."""
-        with open(self.building / name, "wb") as file:
-            file.write(data)
+    def write_file(self, name: str, pieces: Iterable[bytes]) -> tuple[int, int]:
+        """A file of these bytes, durable: its size and CRC-32."""
+        nbytes = crc = 0
+        with writing(self.building), self._new_file(name) as file:
+            for piece in pieces:
+                file.write(piece)
+                nbytes, crc = nbytes + len(piece), zlib.crc32(piece, crc)
             file.flush()
             os.fsync(file.fileno())
+        return nbytes, crc
 
-    def copy_files(self, files: Iterable[File]) -> None:
-        """Side files, as they are, subfolders and all; links are resolved."""
-        for file in files:
-            (self.building / file.name).parent.mkdir(parents=True, exist_ok=True)
-            with open(self.building / file.name, "wb") as copy:
-                for at in range(0, file.size, _COPY_NBYTES):
-                    copy.write(file.text(at, min(_COPY_NBYTES, file.size - at)))
-                copy.flush()
-                os.fsync(copy.fileno())
-            file.check_unchanged()
+    def _new_file(self, name: str) -> Any:
+        path = self.building / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.unlink(missing_ok=True)
+        return open(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | no_links(), 0o666), "wb")
 
-    def commit(self) -> None:
-        """Make the result appear at the destination."""
-        (self.building / JOURNAL).unlink()
-        sync_folder(self.building)
-        replaced = self.overwrite and os.path.lexists(self.dst) and not _is_empty_folder(self.dst)
-        if replaced:
-            _remove(self.old)
-            os.rename(self.dst, self.old)
-        os.rename(self.building, self.dst)
-        sync_folder(self.dst.parent)
-        if replaced:
-            _remove(self.old)
-        self._unlock()
+    def copy_files(self) -> dict[str, tuple[int, int]]:
+        """Side files, as they are: size and CRC-32 of each."""
+        return {name: self.write_file(name, _pieces_of(file)) for name, file in self.sides.items()}
+
+    def commit(self, nbytes: Mapping[str, int]) -> None:
+        """Make the result appear at the destination, once every shard is there with the size that it should have."""
+        self._check_ours()
+        with writing(self.building):
+            for name, size in nbytes.items():
+                self._check_complete(name, size)
+            result = self.building
+            if self.place.is_file:
+                (result,) = (self.building / name for name in nbytes)
+            else:
+                for name in (OWNER, JOURNAL):  # the manifest stands in for the journal from here on
+                    (self.building / name).unlink(missing_ok=True)
+                sync_folder(self.building)
+        self.place.appear(result, self.overwrite)
+        if self.place.is_file:
+            shutil.rmtree(self.building, ignore_errors=True)
+        self.claim.release()
+
+    def _check_complete(self, name: str, nbytes: int) -> None:
+        try:
+            found = os.lstat(self.building / name)
+        except FileNotFoundError:
+            raise WriteError(
+                f"cannot make {self.dst}: {name} was written but is not in {self.building}; was it deleted, or do the "
+                "processes that save see different disks?"
+            ) from None
+        written = self._written.get(name)
+        same = written is None or (os.path.samestat(found, written) and found.st_mtime_ns == written.st_mtime_ns)
+        if found.st_size != nbytes or not same:
+            raise WriteError(
+                f"cannot make {self.dst}: {name} in {self.building} is not as it was written ({found.st_size} bytes, "
+                f"expected {nbytes}); what else writes there?"
+            )
 
 
 def check_apart(dst: Path, root: Path | None, sources: Iterable[str]) -> None:
@@ -206,53 +216,28 @@ def check_apart(dst: Path, root: Path | None, sources: Iterable[str]) -> None:
         raise OutputExistsError(f"{dst} lies inside the source {root}; write to a folder outside of it")
 
 
-def sync_folder(folder: Path) -> None:
-    """Make renames in a folder durable."""
-    fd = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)
+def _pieces_of(file: File) -> Iterator[bytes]:
+    for at in range(0, file.size, _COPY_NBYTES):
+        yield file.text(at, min(_COPY_NBYTES, file.size - at))
+    file.check_unchanged()
 
 
-def file_crc32(path: Path) -> int:
-    """CRC-32 of a whole file, in a megabyte of memory."""
+def _is_intact(path: Path, shard: Finished) -> bool:
+    """Whether a finished shard still has the bytes that were written; reads it in a megabyte of memory."""
+    if path.is_symlink() or not path.is_file() or path.stat().st_size != shard.nbytes:
+        return False
     crc, buffer = 0, bytearray(_COPY_NBYTES)
     with open(path, "rb", buffering=0) as file:
         while count := file.readinto(buffer):
             crc = zlib.crc32(memoryview(buffer)[:count], crc)
-    return crc
+    return crc == shard.crc32
 
 
-def _parse_line(line: str) -> dict[str, Any] | None:
-    """A journal line, None where a crash cut it short."""
-    try:
-        value = json.loads(line)
-    except ValueError:
-        return None
-    return value if isinstance(value, dict) else None
-
-
-def _of_a_checkpoint(name: str) -> bool:
-    """Whether a file's name is one that a checkpoint's folder has."""
-    return name.endswith((".safetensors", ".safetensors.index.json")) or name in ("lazysd.manifest.json", ".metadata")
-
-
-def _is_empty_folder(path: Path) -> bool:
-    return path.is_dir() and not path.is_symlink() and not any(path.iterdir())
-
-
-def _remove(path: Path) -> None:
-    if path.is_dir() and not path.is_symlink():
-        shutil.rmtree(path)
-    elif os.path.lexists(path):
-        path.unlink()
-
-
-def _named(error: OSError, place: Path) -> OSError:
-    """The error of ours for an error of the system."""
-    if error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return NoSpaceError(
-            error.errno, f"no space left while writing {place}; free some and run again to go on from there"
-        )
-    return WriteError(error.errno, f"cannot write {error.filename or place}: {error.strerror}")
+def _differences(there: Mapping[str, str], here: Mapping[str, str]) -> str:
+    """What sets two plans apart, in words."""
+    found = [
+        f"{name}: {there.get(name, 'nothing')} there, {here.get(name, 'nothing')} here"
+        for name in dict.fromkeys((*there, *here))
+        if there.get(name) != here.get(name)
+    ]
+    return "; ".join(found) or "other source, layout or options"

@@ -12,6 +12,8 @@ import os
 import threading
 from pathlib import Path
 
+from .journal import no_links
+
 PAGE_NBYTES = 4096  # what O_DIRECT wants offset, length and memory to be multiples of, on any disk in use
 DIRECT_MIN_NBYTES = 256 << 10  # smaller writes are no faster past the page cache
 
@@ -20,8 +22,8 @@ class ShardFile:
     """A file of known size, preallocated. The header is written last, by `finish`."""
 
     def __init__(self, path: Path, nbytes: int):
-        self.path = path
-        self._fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o666)
+        self.path, self.nbytes = path, nbytes
+        self._fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | no_links(), 0o666)
         self._direct: int | None = None
         self._buffered = threading.Lock()
         try:
@@ -40,11 +42,12 @@ class ShardFile:
             done = first + self._write_direct(data[first:last], offset + first)
         self._write_buffered(data[done:], offset + done)
 
-    def finish(self, header: bytes) -> None:
-        """Write the header, make all of it durable, and close."""
+    def finish(self, header: bytes) -> os.stat_result:
+        """Write the header, make all of it durable, and close; what the file is by then."""
         try:
             self._write_buffered(memoryview(header), 0)
             os.fsync(self._fd)
+            return os.fstat(self._fd)
         finally:
             self.close()
 
@@ -75,22 +78,29 @@ class ShardFile:
             while done < len(data):
                 done += os.pwrite(self._fd, data[done:], offset + done)
             if len(data) >= DIRECT_MIN_NBYTES:  # have the disk begin now: the sync at the end then finds little to do
-                os.posix_fadvise(self._fd, offset, len(data), os.POSIX_FADV_DONTNEED)
+                _begin_writeback(self._fd, offset, len(data))
 
 
 def _allocate(fd: int, nbytes: int) -> None:
     """Reserve the space, so that a full disk is found before the work is done."""
-    try:
-        os.posix_fallocate(fd, 0, nbytes)
-    except OSError as error:
-        if error.errno not in (errno.EOPNOTSUPP, errno.EINVAL, errno.ENOSYS):
-            raise
-        os.ftruncate(fd, nbytes)
+    if hasattr(os, "posix_fallocate"):
+        try:
+            os.posix_fallocate(fd, 0, nbytes)
+            return
+        except OSError as error:
+            if error.errno not in (errno.EOPNOTSUPP, errno.EINVAL, errno.ENOSYS):
+                raise
+    os.ftruncate(fd, nbytes)
+
+
+def _begin_writeback(fd: int, offset: int, nbytes: int) -> None:
+    if hasattr(os, "posix_fadvise"):
+        os.posix_fadvise(fd, offset, nbytes, os.POSIX_FADV_DONTNEED)
 
 
 def _open_direct(path: Path) -> int | None:
     """A second descriptor that bypasses the page cache; None where the file system has no such thing."""
     try:
-        return os.open(path, os.O_WRONLY | os.O_CLOEXEC | os.O_DIRECT)
+        return os.open(path, os.O_WRONLY | os.O_DIRECT | no_links())
     except (OSError, AttributeError):  # AttributeError: a system without O_DIRECT
         return None

@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import re
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 from ...errors import FormatError, MissingShardError, UnsupportedCheckpointError
@@ -68,19 +68,23 @@ def find_shards(folder: Folder) -> ShardSet:
     return shards
 
 
-def format_index(weight_map: Mapping[str, str], total_size: int, total_parameters: int) -> bytes:
-    """Write the JSON of a shard index, byte for byte as transformers writes it.
+def format_index(weight_map: Mapping[str, str], total_size: int, total_parameters: int) -> Iterator[bytes]:
+    """The JSON of a shard index, byte for byte as transformers writes it, in pieces.
 
     Args:
         weight_map: tensor -> shard name.
         total_size: bytes of all tensors, headers not counted.
         total_parameters: elements of all tensors.
     """
-    index = {
-        "metadata": {"total_parameters": total_parameters, "total_size": total_size},
-        "weight_map": dict(sorted(weight_map.items())),
-    }
-    return (json.dumps(index, indent=2) + "\n").encode()
+    sizes = (
+        f'{{\n  "metadata": {{\n    "total_parameters": {total_parameters},\n    "total_size": {total_size}\n  }},\n'
+    )
+    yield f'{sizes}  "weight_map": {{'.encode()
+    before = "\n"
+    for key in sorted(weight_map):
+        yield f"{before}    {json.dumps(key)}: {json.dumps(weight_map[key])}".encode()
+        before = ",\n"
+    yield b"\n  }\n}\n" if weight_map else b"}\n}\n"
 
 
 def check_weight_map(

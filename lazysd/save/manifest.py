@@ -1,0 +1,178 @@
+"""lazysd.manifest.json: what a save wrote. Every tensor's place and checksum, every file's, the plan, the versions.
+
+It is written in pieces, one tensor a line, and ends in the checksum of all that stands before it; so it is read in
+pieces too, and says by itself when it is damaged.
+"""
+
+from __future__ import annotations
+
+import json
+import zlib
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from ..errors import FormatError, MissingShardError
+from ..stores.journal import Finished, Notes
+from .jobs import Shard
+
+MANIFEST = "lazysd.manifest.json"
+ENTRY_NBYTES = 400  # of a tensor's line in manifest and index, generously
+_PIECE_NBYTES = 64 << 10
+_TAIL = '\n "crc32": "{:08x}"\n}}\n'  # the checksum of everything before these bytes
+_TAIL_NBYTES = len(_TAIL.format(0))
+_TENSORS = b' "tensors": {\n'
+
+
+class Record(NamedTuple):
+    """What the manifest says of a file."""
+
+    nbytes: int
+    crc32: int
+
+
+class Entry(NamedTuple):
+    """What the manifest says of a tensor."""
+
+    key: str
+    code: str  # the safetensors dtype code
+    shape: tuple[int, ...]
+    shard: str
+    crc32: int
+
+
+class Manifest(NamedTuple):
+    """What the manifest says of the save as a whole; `entries` reads what it says of the tensors."""
+
+    facts: dict[str, Any]  # lazysd, torch, layout, family, plan, lossy
+    files: dict[str, Record]  # every file of the folder but the manifest itself; shards only, before version 0.1.1
+
+
+def format_manifest(
+    facts: Mapping[str, Any], shards: Iterable[Shard], finished: Mapping[str, Finished], files: Mapping[str, Record]
+) -> Iterator[bytes]:
+    """The manifest, in pieces of some kilobytes.
+
+    Args:
+        facts: what is said of the save as a whole.
+        shards: the plan's shards.
+        finished: their checksums.
+        files: the other files of the folder.
+    """
+    crc, held = 0, bytearray()
+    for text in _lines(facts, list(shards), finished, files):
+        held += text
+        if len(held) >= _PIECE_NBYTES:
+            crc = zlib.crc32(held, crc)
+            yield bytes(held)
+            held.clear()
+    yield bytes(held) + _TAIL.format(zlib.crc32(held, crc)).encode()
+
+
+def _lines(
+    facts: Mapping[str, Any], shards: list[Shard], finished: Mapping[str, Finished], files: Mapping[str, Record]
+) -> Iterator[bytes]:
+    records = {shard.name: Record(shard.nbytes, finished[shard.name].crc32) for shard in shards} | dict(files)
+    head = {
+        **facts,
+        "shards": {shard.name: f"{finished[shard.name].crc32:08x}" for shard in shards},
+        "files": {name: {"nbytes": nbytes, "crc32": f"{crc:08x}"} for name, (nbytes, crc) in records.items()},
+    }
+    yield b"{\n" + b"".join(f" {json.dumps(name)}: {json.dumps(value)},\n".encode() for name, value in head.items())
+    yield _TENSORS
+    before = b""
+    for shard in shards:
+        checksums, at = finished[shard.name].checksums, 0
+        for target in shard.targets:
+            entry = {
+                "dtype": target.node.code,
+                "shape": target.node.dims,
+                "shard": shard.name,
+                "crc32": checksums[at : at + 4].hex(),
+            }
+            yield before + f"  {json.dumps(target.key)}: {json.dumps(entry)}".encode()
+            before, at = b",\n", at + 4
+    yield b"\n }," if before else b" },"
+
+
+def read_manifest(folder: Path) -> Manifest:
+    """The manifest of a folder, its own checksum checked; reads it in pieces.
+
+    Raises:
+        MissingShardError: there is none.
+        FormatError: it is damaged.
+    """
+    path = folder / MANIFEST
+    if not path.is_file():
+        raise MissingShardError(f"{folder} has no {MANIFEST}: lazysd did not write it, or the file is gone")
+    if not _is_whole(path):
+        return _before_checksums(path)
+    facts: dict[str, Any] = {}
+    with open(path, "rb") as file:
+        file.readline()
+        for line in iter(file.readline, _TENSORS):
+            facts |= json.loads(b"{" + line.rstrip(b",\n") + b"}")
+    del facts["shards"]  # files has them too
+    files = {name: Record(record["nbytes"], int(record["crc32"], 16)) for name, record in facts.pop("files").items()}
+    return Manifest(facts, files)
+
+
+def entries(folder: Path) -> Iterator[Entry]:
+    """What the manifest says of every tensor, one by one, in the order of the shards. Call read_manifest before."""
+    path = folder / MANIFEST
+    if not _is_whole(path):
+        yield from _parsed(json.loads(path.read_bytes())["tensors"])
+        return
+    with open(path, "rb") as file:
+        while file.readline() != _TENSORS:
+            pass
+        for line in file:
+            if not line.startswith(b"  "):
+                return
+            yield from _parsed(json.loads(b"{" + line.rstrip(b",\n") + b"}"))
+
+
+def recover(folder: Path) -> Notes:
+    """What a folder's manifest says of finished shards: it stands in for a journal that has gone."""
+    try:
+        found = read_manifest(folder)
+    except (MissingShardError, FormatError):
+        return Notes(None, {}, {})
+    checksums: dict[str, bytearray] = {}
+    for entry in entries(folder):
+        checksums.setdefault(entry.shard, bytearray()).extend(entry.crc32.to_bytes(4, "big"))
+    finished = {name: Finished(*found.files[name], bytes(sums)) for name, sums in checksums.items()}
+    return Notes(found.facts["plan"], {}, finished)
+
+
+def _is_whole(path: Path) -> bool:
+    """Whether a manifest ends in the checksum of all that stands before it."""
+    left, crc = path.stat().st_size - _TAIL_NBYTES, 0
+    with open(path, "rb") as file:
+        while left > 0:
+            piece = file.read(min(left, _PIECE_NBYTES))
+            if not piece:
+                return False
+            crc, left = zlib.crc32(piece, crc), left - len(piece)
+        return file.read() == _TAIL.format(crc).encode()
+
+
+def _before_checksums(path: Path) -> Manifest:
+    """A manifest of version 0.1.0, which had no checksum of its own; whatever else has none is damaged."""
+    try:
+        facts = json.loads(path.read_bytes())
+        if "files" in facts or "crc32" in facts:
+            raise ValueError
+        shards = facts.pop("shards")
+        if not isinstance(facts.pop("tensors"), dict):
+            raise TypeError
+        return Manifest(
+            facts, {name: Record((path.parent / name).stat().st_size, int(crc, 16)) for name, crc in shards.items()}
+        )
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError, OSError):
+        raise FormatError(f"{path} is damaged: its checksum does not hold; what it says cannot be trusted") from None
+
+
+def _parsed(content: Mapping[str, Any]) -> Iterator[Entry]:
+    for key, entry in content.items():
+        yield Entry(key, entry["dtype"], tuple(entry["shape"]), entry["shard"], int(entry["crc32"], 16))
