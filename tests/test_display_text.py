@@ -20,7 +20,7 @@ def test_experts_fold_into_one_line() -> None:
     keys = [f"layers.{n}.mlp.experts.{e}.{g}_proj.weight" for n in range(3) for e in range(4) for g in ("gate", "up")]
     shown = tree({"embed": lazy(2), **dict.fromkeys(keys, weight)})
     assert shown.splitlines() == [
-        "embed                                            f32[2]           8 B",
+        "embed                                            f32[2]              8 B",
         "layers.{0-2}.mlp.experts.{0-3}.gate_proj.weight  bf16[6, 8] x 12  1.2 kB",
         "layers.{0-2}.mlp.experts.{0-3}.up_proj.weight    bf16[6, 8] x 12  1.2 kB",
     ]

@@ -32,7 +32,7 @@ FLOORS = [
     {"save"},
     {"comparison", "iterate", "load"},
     {"checkpoint"},
-    {"conversion", "opening", "merging", "quantization"},
+    {"conversion", "opening", "merging", "overview", "quantization"},
     {"nemo", "distributed"},
     {"adapters"},
     {"cli", "testing"},

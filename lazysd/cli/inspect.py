@@ -1,61 +1,124 @@
-"""Show what a checkpoint holds: layout, sizes, dtypes, keys. Reads headers only."""
+"""Show what a checkpoint holds: layout, sizes, dtypes, keys. Reads headers only.
+
+Examples:
+  lazysd inspect Qwen3-30B-A3B
+  lazysd inspect Qwen3-30B-A3B --sort size --top 10
+  lazysd inspect Qwen3-30B-A3B --tree --depth 3
+  lazysd inspect Qwen3-30B-A3B --match "*.layers.0.*" --json
+"""
 
 from __future__ import annotations
 
 import argparse
-from collections import Counter
+import json
+import shutil
+import sys
+from collections.abc import Iterator
 from typing import Any
 
 from .. import dtypes
 from ..checkpoint import Checkpoint
-from ..display.text import printable, tree
-from ..errors import LayoutError
-from ..peft.holding import adapter_summary
+from ..display.modules import module_tree
+from ..display.text import Row, fold, listed, printable
+from ..overview import first_read, overview
 from ..sizes import format_nbytes
-from .common import add_json, add_source, emit, opened
+from .common import add_json, add_source, count, emit, opened
+
+MAX_SHARDS = 8  # listed by name; more are counted
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_source(parser)
+    parser.add_argument("--match", metavar="GLOB", help="show only matching keys; the numbers above are of all")
     parser.add_argument("--keys", action="store_true", help="list every key instead of folding repeated ones")
+    parser.add_argument(
+        "--sort", choices=("file", "name", "size"), default="file", help="order of rows (default: file)"
+    )
+    parser.add_argument("--top", type=count, metavar="N", help="show at most N rows")
+    parser.add_argument("--tree", action="store_true", help="show modules, indented, with what each holds")
+    parser.add_argument("--depth", type=count, metavar="N", help="levels of --tree to show")
     add_json(parser)
+    parser.add_argument(
+        "--json-lines", action="store_true", help="one JSON object a line: the summary, then each tensor"
+    )
 
 
 def run(args: argparse.Namespace) -> int:
     with opened(args.checkpoint, args) as checkpoint:
-        data = summary(checkpoint)
-        if args.json:
-            data["keys"] = {
-                key: {"dtype": node.code, "shape": list(node.dims), "nbytes": node.nbytes}
-                for key, node in checkpoint.items()
-            }
-        emit(args, "" if args.json else _text(checkpoint, data, args.keys), data)
+        data = overview(checkpoint)
+        shown = checkpoint.select(args.match) if args.match else checkpoint
+        if args.json_lines:
+            print(json.dumps(data))
+            for entry in _entries(shown):
+                print(json.dumps(entry))
+        elif args.json:
+            data["keys"] = {entry.pop("key"): entry for entry in _entries(shown)}
+            emit(args, "", data)
+        else:
+            emit(args, "\n".join([*_head(data), "", _listing(shown, args)]), data)
     return 0
 
 
-def summary(checkpoint: Checkpoint) -> dict[str, Any]:
-    """The facts above the list of keys."""
-    by_dtype: Counter[str] = Counter()
-    for node in checkpoint.values():
-        by_dtype[node.code] += node.nbytes
-    try:
-        layout, family = checkpoint.layout, checkpoint.family
-    except LayoutError as error:
-        layout, family = f"undecided: {error}", None
-    data: dict[str, Any] = {
-        "path": str(checkpoint.path),
-        "layout": layout,
-        "family": family,
-        "tensors": len(checkpoint),
-        "parameters": sum(node.numel() for node in checkpoint.values()),
-        "nbytes": checkpoint.nbytes,
-        "dtypes": dict(by_dtype),
-        "files": len(checkpoint.files),
-        "metadata": checkpoint.metadata,
-    }
-    if checkpoint.adapter is not None or any(".lora_" in key for key in checkpoint):
-        data["adapter"] = adapter_summary(checkpoint)
-    return data
+def _entries(checkpoint: Checkpoint) -> Iterator[dict[str, Any]]:
+    """Every tensor for programs: dtype, shape, bytes, and where its first byte lies."""
+    for key, node in checkpoint.items():
+        place = first_read(node)
+        where = {"file": place[0], "offset": place[1]} if place else {}
+        yield {"key": key, "dtype": node.code, "shape": list(node.dims), "nbytes": node.nbytes, **where}
+
+
+def _listing(checkpoint: Checkpoint, args: argparse.Namespace) -> str:
+    """The keys, as the arguments ask for them."""
+    width = shutil.get_terminal_size().columns if sys.stdout is not None and sys.stdout.isatty() else None
+    rows = fold(checkpoint)
+    if args.keys:
+        rows = [Row(printable(k), n.code, n.dims, 1, n.nbytes, (k,)) for k, n in checkpoint.items()]
+    if args.sort != "file":
+        rows = sorted(rows, key=lambda row: -row.nbytes if args.sort == "size" else row.name)
+    if args.tree:
+        return module_tree(rows, args.depth, width)
+    return listed(rows, args.top, width)
+
+
+def _head(data: dict[str, Any]) -> Iterator[str]:
+    """The facts above the list."""
+    yield printable(data["path"])
+    family = f" ({data['family']})" if data["family"] else ""
+    yield f"layout   {printable(data['layout'] or 'none known')}{family}"
+    files = f"{data['files']} file{'s' if data['files'] != 1 else ''}"
+    yield f"tensors  {data['tensors']:,} in {files}"
+    active = f", {data['active_parameters']:,} active for a token" if data["active_parameters"] else ""
+    yield f"weights  {data['parameters']:,} parameters{active}"
+    types = ", ".join(f"{dtypes.DTYPES[code].label} {format_nbytes(n)}" for code, n in data["dtypes"].items())
+    bits = f", {data['bits_per_weight']:g} bits a weight" if data["bits_per_weight"] else ""
+    yield f"bytes    {format_nbytes(data['nbytes'])} ({types}){bits}" if types else "bytes    0"
+    if data["quantization"]:
+        shown = ", ".join(f"{name} ({number:,} weights)" for name, number in data["quantization"].items())
+        yield f"scheme   {shown}"
+    if "adapter" in data:
+        yield from _adapter_lines(data["adapter"])
+    said = {key: text for key, text in data["metadata"].items() if (key, text) != ("format", "pt")}  # all files say so
+    if said:
+        yield "metadata " + ", ".join(f"{printable(key)}={printable(_cut(text))}" for key, text in said.items())
+    if len(data["shards"]) > 1:
+        yield from _shard_lines(data["shards"])
+    for sentence in data["irregular"]:
+        yield f"uneven   {sentence}"
+    for remark in data["remarks"]:
+        yield f"note     {printable(remark)}"
+
+
+def _cut(text: str) -> str:
+    return text if len(text) <= 60 else text[:57] + "..."
+
+
+def _shard_lines(shards: list[dict[str, Any]]) -> Iterator[str]:
+    for number, shard in enumerate(shards[:MAX_SHARDS]):
+        start = "shards  " if number == 0 else "        "
+        yield f"{start} {printable(shard['name'])}  {shard['tensors']:,} tensors  {format_nbytes(shard['nbytes'])}"
+    if len(shards) > MAX_SHARDS:
+        sizes = [shard["nbytes"] for shard in shards[MAX_SHARDS:]]
+        yield (f"         … and {len(sizes)} more of {format_nbytes(min(sizes))} to {format_nbytes(max(sizes))}")
 
 
 def _adapter_lines(found: dict[str, Any]) -> list[str]:
@@ -77,21 +140,3 @@ def _adapter_lines(found: dict[str, Any]) -> list[str]:
         f"         {found['tensors']} tensors, {format_nbytes(found['nbytes'])}",
     ]
     return lines + ([f"         problem: {printable(found['problem'])}"] if found["problem"] else [])
-
-
-def _text(checkpoint: Checkpoint, data: dict[str, Any], every_key: bool) -> str:
-    types = ", ".join(f"{dtypes.DTYPES[code].label} {format_nbytes(n)}" for code, n in data["dtypes"].items())
-    files = f"{data['files']} file{'s' if data['files'] != 1 else ''}"
-    lines = [
-        printable(data["path"]),
-        f"layout   {printable(data['layout'] or 'none known')}" + (f" ({data['family']})" if data["family"] else ""),
-        f"tensors  {data['tensors']:,} in {files}, {data['parameters']:,} parameters",
-        f"bytes    {format_nbytes(data['nbytes'])} ({types})" if types else "bytes    0",
-        *(_adapter_lines(data["adapter"]) if "adapter" in data else ()),
-        "",
-    ]
-    if every_key:
-        lines += [f"{printable(key)}  {node!r}" for key, node in checkpoint.items()]
-    else:
-        lines.append(tree(checkpoint))
-    return "\n".join(lines)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import pairwise, product
 from typing import NamedTuple
 
@@ -10,6 +10,7 @@ from .. import dtypes
 from ..graph.boxes import Dims
 from ..graph.node import Node
 from ..sizes import format_nbytes
+from .columns import aligned
 
 Numbers = tuple[int, ...]
 MAX_NUMBERS = 8  # of a key that take part in folding; keys of models have two or three
@@ -29,6 +30,11 @@ class Row(NamedTuple):
     def type(self) -> str:
         """Dtype and shape of one tensor, "bf16[768, 2048]"."""
         return f"{dtypes.DTYPES[self.code].label}[{', '.join(map(str, self.dims))}]"
+
+    @property
+    def times(self) -> str:
+        """The type, and of how many tensors, "bf16[768, 2048] x 12"."""
+        return self.type + (f" x {self.num_keys}" if self.num_keys > 1 else "")
 
 
 def printable(text: str) -> str:
@@ -63,7 +69,7 @@ def fold(tensors: Mapping[str, Node]) -> list[Row]:
     return found
 
 
-def tree(tensors: Mapping[str, Node], max_rows: int | None = None) -> str:
+def tree(tensors: Mapping[str, Node], max_rows: int | None = None, width: int | None = None) -> str:
     """The keys of a checkpoint, folded, one line each with dtype, shape, how many, and bytes. Reads nothing.
 
     >>> import torch, lazysd
@@ -74,16 +80,15 @@ def tree(tensors: Mapping[str, Node], max_rows: int | None = None) -> str:
     Args:
         tensors: a Checkpoint or any mapping of keys to lazy tensors.
         max_rows: lines to show at most; the last one says what was left out.
+        width: characters a line may have; names are cut in the middle to fit.
     """
-    rows = fold(tensors)
+    return listed(fold(tensors), max_rows, width)
+
+
+def listed(rows: Sequence[Row], max_rows: int | None = None, width: int | None = None) -> str:
+    """Folded rows, one line each; see tree()."""
     shown = rows if max_rows is None else rows[:max_rows]
-    types = [row.type + (f" x {row.num_keys}" if row.num_keys > 1 else "") for row in shown]
-    name_width = max((len(row.name) for row in shown), default=0)
-    type_width = max(map(len, types), default=0)
-    lines = [
-        f"{row.name:{name_width}}  {kind:{type_width}}  {format_nbytes(row.nbytes)}"
-        for row, kind in zip(shown, types, strict=True)
-    ]
+    lines = aligned([(row.name, row.times, format_nbytes(row.nbytes)) for row in shown], right=(2,), width=width)
     if len(shown) < len(rows):
         count = sum(row.num_keys for row in rows[len(shown) :])
         lines.append(f"… and {count} more tensors in {len(rows) - len(shown)} rows")

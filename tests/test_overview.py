@@ -1,0 +1,72 @@
+"""What inspect says of a checkpoint."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+import lazysd
+from lazysd.cli.main import main
+from lazysd.overview import overview
+from lazysd.testing import assert_reads_only
+
+
+def test_it_reads_no_data(golden: Path) -> None:
+    data = assert_reads_only(lambda: overview(lazysd.open(golden / "qwen3_moe_tiny")))
+    assert data["parameters"] == 38_464
+    assert data["bits_per_weight"] == 16
+    assert [shard["tensors"] for shard in data["shards"]] == [27, 30]
+
+
+def test_active_parameters_are_counted_from_config(golden: Path) -> None:
+    ckpt = lazysd.open(golden / "qwen3_moe_tiny")
+    config = json.loads((golden / "qwen3_moe_tiny" / "config.json").read_text())
+    experts = sum(node.numel() for key, node in ckpt.items() if ".experts." in key)
+    used = experts * config["num_experts_per_tok"] // 6
+    assert overview(ckpt)["active_parameters"] == 38_464 - experts + used
+    assert overview(ckpt.convert("nemo"))["active_parameters"] == 38_464 - experts + used
+    assert overview(ckpt.like(dict(ckpt), config=None))["active_parameters"] is None
+    nested = {"text_config": {"num_experts_per_tok": 1, "num_experts": 6}}
+    assert overview(ckpt.like(dict(ckpt), config=nested))["active_parameters"] == 38_464 - experts + experts // 6
+
+
+def test_weights_are_counted_not_codes(tmp_path: Path) -> None:
+    tensors = {"a.weight": torch.zeros(130, 256).to(torch.float8_e4m3fn), "a.weight_scale_inv": torch.ones(2, 2)}
+    save_file(tensors | {"b.weight": torch.zeros(10)}, tmp_path / "model.safetensors")
+    config = {"quantization_config": {"quant_method": "fp8", "weight_block_size": [128, 128]}}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    data = overview(lazysd.open(tmp_path))
+    assert data["parameters"] == 130 * 256 + 10
+    assert list(data["quantization"].values()) == [1]
+    assert data["bits_per_weight"] == round(8 * (130 * 256 + 16 + 40) / (130 * 256 + 10), 3)
+
+
+def test_entries_say_where_bytes_lie(golden: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["inspect", str(golden / "qwen3_moe_tiny"), "--json-lines", "--match", "*norm*"]) == 0
+    first, *entries = map(json.loads, capsys.readouterr().out.splitlines())
+    assert first["tensors"] == 57
+    ckpt = lazysd.open(golden / "qwen3_moe_tiny")
+    assert [entry["key"] for entry in entries] == list(ckpt.select("*norm*"))
+    for entry in entries:
+        assert [(entry["file"], entry["offset"], entry["nbytes"])] == ckpt[entry["key"]].reads()
+
+
+def test_rows_are_sorted_and_capped(golden: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["inspect", str(golden / "qwen3_moe_tiny"), "--sort", "size", "--top", "3"]) == 0
+    rows = capsys.readouterr().out.split("\n\n")[1].splitlines()
+    assert all(".experts." in row for row in rows[:3])
+    assert rows[3] == "… and 21 more tensors in 12 rows"
+
+
+def test_metadata_and_irregular_layers_are_shown(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    tensors = {f"layers.{n}.{k}": torch.zeros(2) for n in range(11) for k in "ab" if (n, k) != (10, "b")}
+    save_file(tensors, tmp_path / "model.safetensors", metadata={"format": "pt", "step": "7\x1b[31m"})
+    assert main(["inspect", str(tmp_path)]) == 0
+    shown = capsys.readouterr().out
+    assert "metadata step=7\\x1b[31m\n" in shown
+    assert "uneven   layer 10 lacks b\n" in shown
+    assert "\x1b" not in shown
