@@ -76,34 +76,7 @@ def state_dicts(
     Returns:
         A strategy of StateDict: a dict, with `sizes` and `config`.
     """
-    table = layouts.get(layout, family)
-    prefix, seed = draw(st.sampled_from(list(prefixes))), draw(st.integers(0, 2**31))
-    numbers = draw(st.lists(st.integers(0, MAX_LAYER), min_size=1, max_size=max_layers, unique=True))
-    if max_layers > 1 and draw(st.integers(0, 3)) == 3:
-        numbers = [1, 10]  # one a prefix of the other
-    drawn = _Sizes(draw, sizes or {}, tied)
-    code_of = _dtype_rule(draw, dtypes)
-    entries: Entries = {}
-    for layer in numbers:
-        for key, dims in _keys_of(table, lora, prefix, layer, drawn):
-            entries[key] = (code_of("expert", key), dims)
-    renames = {rule.hf: rule for known in layouts.all_layouts(family) for rule in known.rules if rule.rename}
-    if layout == "hf" and not lora:
-        for layer in numbers:
-            for rule in renames.values():
-                for key, dims in _tensors(rule, True, prefix, layer, drawn):
-                    entries.setdefault(key, (code_of("scenery", key), dims))
-    if scenery:
-        elsewhere = [layouts.parse_key(rule.to) for rule in renames.values()]  # names that only other layouts have
-        for layer in numbers:
-            for key, dims in _beside(f"{prefix}layers.{layer}.", drawn, draw):
-                if key not in entries and not any(template.match(key) for template in elsewhere):
-                    entries[key] = (code_of("scenery", key), dims)
-        for key, dims in ((prefix + "embed_tokens.weight", (7, drawn["h"])), ("lm_head.weight", (7, drawn["h"]))):
-            if draw(st.booleans()):
-                entries[key] = (code_of("scenery", key), dims)
-    config = {"num_experts": drawn["e"], "hidden_size": drawn["h"], "moe_intermediate_size": drawn["i"]}
-    return state_dict(entries, seed, sizes=dict(drawn.known), config={"model_type": family, **config})
+    return _drawn(draw, family, layout, dtypes, sizes, tied, max_layers, prefixes, scenery, lora)
 
 
 @st.composite
@@ -114,9 +87,11 @@ def checkpoints(
     max_layers: int = 3,
     prefixes: Sequence[str] = PREFIXES,
 ) -> StateDict:
-    """State dicts of a family as Hugging Face stores them: `state_dicts(family, "hf")`."""
-    made: StateDict = draw(state_dicts(family, "hf", dtypes=dtypes, max_layers=max_layers, prefixes=prefixes))
-    return made
+    """State dicts of a family as Hugging Face stores them, of one dtype, an embedding, routers and norms always there.
+
+    Args and Returns as `state_dicts(family, "hf")`.
+    """
+    return _drawn(draw, family, "hf", [draw(st.sampled_from(list(dtypes)))], None, (), max_layers, prefixes, "always")
 
 
 @st.composite
@@ -144,6 +119,51 @@ def state_dicts_like(draw: Any, model: torch.nn.Module | Mapping[str, torch.Tens
         if isinstance(value, torch.Tensor)
     }
     return state_dict(entries, draw(st.integers(0, 2**31)))
+
+
+def _drawn(
+    draw: Any,
+    family: str,
+    layout: str,
+    dtypes: Sequence[torch.dtype] | Callable[[str], torch.dtype],
+    sizes: Sizes | None,
+    tied: Sequence[tuple[str, str]],
+    max_layers: int,
+    prefixes: Sequence[str],
+    scenery: bool | str,
+    lora: bool = False,
+) -> StateDict:
+    """What state_dicts() and checkpoints() draw; scenery "always" leaves none of the usual pieces out."""
+    table = layouts.get(layout, family)
+    prefix, seed = draw(st.sampled_from(list(prefixes))), draw(st.integers(0, 2**31))
+    numbers = draw(st.lists(st.integers(0, MAX_LAYER), min_size=1, max_size=max_layers, unique=True))
+    if max_layers > 1 and draw(st.integers(0, 3)) == 3:
+        numbers = [1, 10]  # one a prefix of the other
+    drawn = _Sizes(draw, sizes or {}, tied)
+    code_of = _dtype_rule(draw, dtypes)
+    entries: Entries = {}
+    if scenery and (scenery == "always" or draw(st.booleans())):
+        key = prefix + "embed_tokens.weight"
+        entries[key] = (code_of("scenery", key), (7, drawn["h"]))
+    for layer in numbers:
+        for key, dims in _keys_of(table, lora, prefix, layer, drawn):
+            entries[key] = (code_of("expert", key), dims)
+    renames = {rule.hf: rule for known in layouts.all_layouts(family) for rule in known.rules if rule.rename}
+    if layout == "hf" and not lora:
+        for layer in numbers:
+            for rule in renames.values():
+                for key, dims in _tensors(rule, True, prefix, layer, drawn):
+                    entries.setdefault(key, (code_of("scenery", key), dims))
+    if scenery:
+        elsewhere = [layouts.parse_key(rule.to) for rule in renames.values()]  # names that only other layouts have
+        for layer in numbers:
+            for key, dims in _beside(f"{prefix}layers.{layer}.", drawn, draw, scenery == "always"):
+                if key not in entries and not any(template.match(key) for template in elsewhere):
+                    entries[key] = (code_of("scenery", key), dims)
+        if draw(st.booleans()):
+            entries["lm_head.weight"] = (code_of("scenery", "lm_head.weight"), (7, drawn["h"]))
+    config = {"num_experts": drawn["e"], "hidden_size": drawn["h"], "moe_intermediate_size": drawn["i"]}
+    return state_dict(entries, seed, sizes=dict(drawn.known), config={"model_type": family, **config})
 
 
 class _Sizes:
@@ -216,7 +236,7 @@ def _words(rule: Any, axis: str) -> int | None:
     return next((len(t.words[axis]) for t in (ends[0], ends[2]) if axis in t.words), None)
 
 
-def _beside(at: str, sizes: _Sizes, draw: Any) -> Iterator[tuple[str, tuple[int, ...]]]:
+def _beside(at: str, sizes: _Sizes, draw: Any, always: bool) -> Iterator[tuple[str, tuple[int, ...]]]:
     """What stands beside the experts in a layer, piece by piece or not at all."""
     h, i = sizes["h"], sizes["i"]
     pieces: tuple[tuple[tuple[str, tuple[int, ...]], ...], ...] = (
@@ -227,6 +247,6 @@ def _beside(at: str, sizes: _Sizes, draw: Any) -> Iterator[tuple[str, tuple[int,
         tuple((f"mlp.shared_expert.{name}_proj.weight", (i, h)) for name in ("gate", "up")),
         (("mlp.gate.e_score_correction_bias", (sizes["e"],)),),
     )
-    for piece in pieces:
-        if draw(st.booleans()):
+    for number, piece in enumerate(pieces):
+        if (always and number < 2) or draw(st.booleans()):  # the router and the norms come first
             yield from ((at + name, dims) for name, dims in piece)
