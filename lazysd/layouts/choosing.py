@@ -9,7 +9,8 @@ from typing import Any
 from ..errors import LayoutError
 from ..tensor.lazy import LazyTensor
 from . import registry
-from .detect import STATE, Evidence, Found, agreed, find, model_type_of, unknown
+from .detect import STATE, Found, agreed, find, model_type_of, unknown
+from .evidence import Evidence
 from .rule import Layout
 from .sizes import stated_over
 

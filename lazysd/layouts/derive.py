@@ -28,7 +28,8 @@ def derive(family: Family, dialect: Dialect | None, name: str) -> Layout:
     firsts: dict[str, tuple[str, ...]] = {}
     for number, experts in enumerate(family.stacks):
         suffix = str(number + 1) if number else ""
-        form = speech.form or (dialect.form if dialect else None) or experts.disk
+        said_form = speech.form[number] if isinstance(speech.form, tuple) else speech.form
+        form = said_form or (dialect.form if dialect else None) or experts.disk
         rules += _rules(experts, form, _place(experts, dialect, speech, number), suffix, family.name, name)
         sizes |= _sizes(experts, suffix)
         if experts.first:
@@ -83,7 +84,10 @@ def _rules(experts: Experts, form: Form, at: str, suffix: str, family: str, name
         if kind not in form:
             raise LayoutError(f"family {family!r} has no layout {name!r}: it has no place for {kind} of its experts")
         below, axes = form[kind]
-        here, there = (hub[kind][0], hub[kind][1]), (at + below, axes)
+        (key, middle_axes), there = hub[kind], (at + below, axes)
+        if "{prefix}" not in at:  # the dialect has no prefix: it means the whole model
+            key = key.replace("{prefix}", "model.")
+        here = (key, middle_axes)
         (hf, left), (to, right) = (_spelt(experts, *side, suffix, kind) for side in (here, there))
         yield Rule(hf, to, f"{left} -> {right}")
 

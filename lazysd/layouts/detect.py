@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 from ..errors import LayoutError
-from ..tensor.lazy import LazyTensor
 from . import registry
-from .keys import KeyTemplate
-from .rearrange import UnknownSizeError, solve
-from .rule import Layout, Rule
+from .evidence import Evidence
+from .grouping import neighbourhoods
+from .rule import Layout
 
-_DIGITS = re.compile(r"[0-9]+")
 STATE = (
     "state the family (family=, --family), if the checkpoint is laid out as one of them, or write a table for it "
     "(docs/layouts.md)"
@@ -36,58 +33,6 @@ class Found:
     def layout(self) -> Layout | None:
         """The layout; of several families' that fit, Qwen3-MoE's or the first."""
         return next((found for found in self.layouts if found.family == registry.FIRST), next(iter(self.layouts), None))
-
-
-@dataclass
-class Evidence:
-    """Keys and shapes, one for each kind of key: layers and experts differ in their numbers only."""
-
-    tensors: Mapping[str, Any]
-    kinds: dict[str, str] = field(init=False)  # the key with its numbers taken out -> the first such key
-
-    def __post_init__(self) -> None:
-        self.kinds = {}
-        for key in self.tensors:
-            self.kinds.setdefault(_DIGITS.sub("0", key), key)
-        self._seen: dict[str, str | None] = {}
-
-    def first(self, template: KeyTemplate) -> str | None:
-        """A key of a template."""
-        if template.text not in self._seen:
-            self._seen[template.text] = next((key for key in self.kinds.values() if template.match(key)), None)
-        return self._seen[template.text]
-
-    def used(self, layout: Layout) -> list[tuple[Rule, str]]:
-        """The rules of a layout that speak of some key, with the first such key."""
-        found = []
-        for rule in layout.rules:
-            key = self.first(rule.ends(False).template)
-            if key is not None:
-                found.append((rule, key))
-        return found
-
-    def holds(self, layout: Layout) -> bool:
-        """Whether some key is of the layout; names of bystanders prove nothing."""
-        return any(self.first(template) is not None for template in layout.own_keys)
-
-    def fits(self, layout: Layout, sizes: Mapping[str, int]) -> str | None:
-        """None where one size of each axis explains every shape, else what does not fit."""
-        known = {axis: size for axis, size in sizes.items() if axis != "e"}
-        for rule, key in self.used(layout):
-            node = self.tensors[key]
-            end = rule.ends(False)
-            if not isinstance(node, LazyTensor) or end.side.parts or rule.rename:
-                continue
-            words = {axis: len(end.target.words[axis]) for axis in end.target_side.keys if axis in end.target.words}
-            counted = {"e": sizes["e"]} if "e" in sizes else {}
-            try:
-                solved = solve(end.side, node.dims, {**known, **counted, **words})
-            except UnknownSizeError:
-                continue
-            except ValueError as error:
-                return f"{key}: {error}"
-            known |= {axis: size for axis, size in solved.items() if axis in layout.sizes}
-        return None
 
 
 def find(
@@ -150,7 +95,11 @@ def _among(
     for family in sorted(families, key=lambda name: name != registry.FIRST):
         try:
             layout = _within(family, evidence, config, decide)
-            if layout is not None and len(families) > 1 and (reason := _unfit(layout, evidence, config)):
+            if (
+                layout is not None
+                and len(families) > 1
+                and (reason := _unfit(layout, evidence, config) or _elsewhere(layout, families, evidence))
+            ):
                 raise LayoutError(f"{reason} (read as layout {layout.name!r} of family {family!r})")
         except LayoutError as error:
             errors.append(error)
@@ -178,14 +127,23 @@ def _unfit(layout: Layout, evidence: Evidence, config: Mapping[str, Any] | None)
     return evidence.fits(layout, layout.config_sizes(config))
 
 
+def _elsewhere(layout: Layout, families: list[str], evidence: Evidence) -> str | None:
+    """A key among the layout's own that only another family has a rule for: then the keys are not of this family."""
+    near = neighbourhoods(rule.ends(False) for rule in layout.rules)
+    others = {t.text: t for family in families for other in registry.layouts_of(family) for t in other.own_keys}
+    for template in others.values():
+        key = evidence.first(template)
+        if key is None or not any(literal in key and regex.fullmatch(key) for literal, regex in near):
+            continue
+        if not any(own.match(key) for own in layout.own_keys):
+            return f"{key} is of no rule"
+    return None
+
+
 def _within(family: str, evidence: Evidence, config: Mapping[str, Any] | None, decide: Decide | None) -> Layout | None:
     """The first layout of a family that has a rule for every key that belongs to some layout of it."""
     candidates = registry.layouts_of(family)
-    seen: dict[str, str] = {}  # templates that some key matches, and the first such key
-    for template in {t.text: t for layout in candidates for t in layout.own_keys}.values():
-        first = evidence.first(template)
-        if first is not None:
-            seen[template.text] = first
+    seen = evidence.matched({t.text: t for layout in candidates for t in layout.own_keys}.values())
     if not seen:
         return None
     fitting = [layout for layout in candidates if {t.text for t in layout.own_keys} >= set(seen)]

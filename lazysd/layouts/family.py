@@ -69,7 +69,7 @@ class Speech:
     at: str | tuple[str, ...] | None = (
         None  # the experts' module; None: as the dialect has it, or else where it is on disk
     )
-    form: Form | None = None  # None: the dialect's
+    form: Form | tuple[Form | None, ...] | None = None  # None: the dialect's; a tuple has one for each stack of experts
     renames: tuple[Rename, ...] | None = None  # of other keys; None: the dialect's
     description: str = ""
     source: str = ""
