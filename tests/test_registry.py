@@ -12,6 +12,7 @@ import lazysd
 from lazysd.errors import LayoutError
 from lazysd.layouts import Layout, Rule, all_layouts
 from lazysd.testing import assert_round_trip, checkpoints
+from lazysd.testing.strategies import PREFIXES
 
 LAYOUTS = all_layouts()
 PLAIN = (torch.bfloat16, torch.float32)
@@ -20,15 +21,17 @@ PLAIN = (torch.bfloat16, torch.float32)
 def round_trips(layout: Layout, max_examples: int = 50) -> None:
     """Random state dicts of the family go into the layout and come back with the very bits, or AssertionError."""
 
-    def into(tensors: dict[str, Any]) -> Any:
-        return lazysd.convert(tensors, layout.name, source="hf", family=layout.family)
+    prefixes = PREFIXES if any("{prefix}" in rule.hf for rule in layout.rules) else ("model.",)
 
-    def back(tensors: dict[str, Any]) -> Any:
-        return lazysd.convert(tensors, "hf", source=layout.name, family=layout.family)
-
-    @given(checkpoints(layout.family, dtypes=PLAIN))
+    @given(checkpoints(layout.family, dtypes=PLAIN, prefixes=prefixes))
     @settings(max_examples=max_examples, suppress_health_check=list(HealthCheck))
-    def check(state_dict: dict[str, torch.Tensor]) -> None:
+    def check(state_dict: Any) -> None:
+        def into(tensors: dict[str, Any]) -> Any:
+            return lazysd.convert(tensors, layout.name, "hf", layout.family, state_dict.config)
+
+        def back(tensors: dict[str, Any]) -> Any:
+            return lazysd.convert(tensors, "hf", layout.name, layout.family, state_dict.config)
+
         assert_round_trip(into, back, state_dict)
 
     check()

@@ -76,7 +76,34 @@ def state_dicts(
     Returns:
         A strategy of StateDict: a dict, with `sizes` and `config`.
     """
-    return _drawn(draw, family, layout, dtypes, sizes, tied, max_layers, prefixes, scenery, lora)
+    table = layouts.get(layout, family)
+    prefix, seed = draw(st.sampled_from(list(prefixes))), draw(st.integers(0, 2**31))
+    numbers = draw(st.lists(st.integers(0, MAX_LAYER), min_size=1, max_size=max_layers, unique=True))
+    if max_layers > 1 and draw(st.integers(0, 3)) == 3:
+        numbers = [1, 10]  # one a prefix of the other
+    drawn = _Sizes(draw, sizes or {}, (*_same_names(table), *tied))
+    code_of = _dtype_rule(draw, dtypes)
+    entries: Entries = {}
+    for layer in numbers:
+        for key, dims in _keys_of(table, lora, prefix, layer, drawn):
+            entries[key] = (code_of("expert", key), dims)
+    renames = {rule.hf: rule for known in layouts.all_layouts(family) for rule in known.rules if rule.rename}
+    if layout == "hf" and scenery and not lora and draw(st.integers(0, 2), label="other keys that layouts rename") < 2:
+        for layer in numbers:
+            for rule in renames.values():
+                for key, dims in _tensors(rule, True, prefix, layer, drawn):
+                    entries.setdefault(key, (code_of("scenery", key), dims))
+    if scenery:
+        elsewhere = [layouts.parse_key(rule.to) for rule in renames.values()]  # names that only other layouts have
+        for layer in numbers:
+            for key, dims in _beside(f"{prefix}layers.{layer}.", drawn, draw):
+                if key not in entries and not any(template.match(key) for template in elsewhere):
+                    entries[key] = (code_of("scenery", key), dims)
+        for key, dims in ((prefix + "embed_tokens.weight", (7, drawn["h"])), ("lm_head.weight", (7, drawn["h"]))):
+            if draw(st.booleans()) and not any(template.match(key) for template in elsewhere):
+                entries.setdefault(key, (code_of("scenery", key), dims))
+    config = _config(family, table, drawn)
+    return state_dict(entries, seed, sizes=dict(drawn.known), config=config)
 
 
 @st.composite
@@ -87,11 +114,9 @@ def checkpoints(
     max_layers: int = 3,
     prefixes: Sequence[str] = PREFIXES,
 ) -> StateDict:
-    """State dicts of a family as Hugging Face stores them, of one dtype, an embedding, routers and norms always there.
-
-    Args and Returns as `state_dicts(family, "hf")`.
-    """
-    return _drawn(draw, family, "hf", [draw(st.sampled_from(list(dtypes)))], None, (), max_layers, prefixes, "always")
+    """State dicts of a family as Hugging Face stores them: `state_dicts(family, "hf")`."""
+    made: StateDict = draw(state_dicts(family, "hf", dtypes=dtypes, max_layers=max_layers, prefixes=prefixes))
+    return made
 
 
 @st.composite
@@ -121,51 +146,6 @@ def state_dicts_like(draw: Any, model: torch.nn.Module | Mapping[str, torch.Tens
     return state_dict(entries, draw(st.integers(0, 2**31)))
 
 
-def _drawn(
-    draw: Any,
-    family: str,
-    layout: str,
-    dtypes: Sequence[torch.dtype] | Callable[[str], torch.dtype],
-    sizes: Sizes | None,
-    tied: Sequence[tuple[str, str]],
-    max_layers: int,
-    prefixes: Sequence[str],
-    scenery: bool | str,
-    lora: bool = False,
-) -> StateDict:
-    """What state_dicts() and checkpoints() draw; scenery "always" leaves none of the usual pieces out."""
-    table = layouts.get(layout, family)
-    prefix, seed = draw(st.sampled_from(list(prefixes))), draw(st.integers(0, 2**31))
-    numbers = draw(st.lists(st.integers(0, MAX_LAYER), min_size=1, max_size=max_layers, unique=True))
-    if max_layers > 1 and draw(st.integers(0, 3)) == 3:
-        numbers = [1, 10]  # one a prefix of the other
-    drawn = _Sizes(draw, sizes or {}, tied)
-    code_of = _dtype_rule(draw, dtypes)
-    entries: Entries = {}
-    if scenery and (scenery == "always" or draw(st.booleans())):
-        key = prefix + "embed_tokens.weight"
-        entries[key] = (code_of("scenery", key), (7, drawn["h"]))
-    for layer in numbers:
-        for key, dims in _keys_of(table, lora, prefix, layer, drawn):
-            entries[key] = (code_of("expert", key), dims)
-    renames = {rule.hf: rule for known in layouts.all_layouts(family) for rule in known.rules if rule.rename}
-    if layout == "hf" and not lora:
-        for layer in numbers:
-            for rule in renames.values():
-                for key, dims in _tensors(rule, True, prefix, layer, drawn):
-                    entries.setdefault(key, (code_of("scenery", key), dims))
-    if scenery:
-        elsewhere = [layouts.parse_key(rule.to) for rule in renames.values()]  # names that only other layouts have
-        for layer in numbers:
-            for key, dims in _beside(f"{prefix}layers.{layer}.", drawn, draw, scenery == "always"):
-                if key not in entries and not any(template.match(key) for template in elsewhere):
-                    entries[key] = (code_of("scenery", key), dims)
-        if draw(st.booleans()):
-            entries["lm_head.weight"] = (code_of("scenery", "lm_head.weight"), (7, drawn["h"]))
-    config = {"num_experts": drawn["e"], "hidden_size": drawn["h"], "moe_intermediate_size": drawn["i"]}
-    return state_dict(entries, seed, sizes=dict(drawn.known), config={"model_type": family, **config})
-
-
 class _Sizes:
     """Sizes of axes, drawn when they are first asked for."""
 
@@ -192,6 +172,30 @@ class _Sizes:
         return int(self.draw(sizes if axis == "e" else st.integers(low, high), label=f"size of axis {axis}"))
 
 
+def _same_names(table: Layout) -> Iterator[tuple[str, str]]:
+    """Axes of several stacks of experts that config.json calls by one name."""
+    first: dict[tuple[str, ...], str] = {}
+    for axis, names in table.sizes.items():
+        if first.setdefault(names, axis) != axis:
+            yield first[names], axis
+
+
+def _config(family: str, table: Layout, sizes: _Sizes) -> dict[str, Any]:
+    """config.json as the table has its names: a dotted path leads to a sub-config, a number is a place in a list."""
+    config: dict[str, Any] = {"model_type": family}
+    for axis, names in table.sizes.items():
+        *path, name = names[0].split(".")
+        if not (name.isidentifier() or name.isdecimal()):  # a sum, say
+            continue
+        place = name.isdecimal()
+        *path, name = path if place else (*path, name)
+        inner = config
+        for step in path:
+            inner = inner.setdefault(step, {})
+        inner[name] = [*inner.get(name, ()), sizes[axis]] if place else sizes[axis]
+    return config
+
+
 def _dtype_rule(draw: Any, given: Sequence[torch.dtype] | Callable[[str], torch.dtype]) -> Callable[[str, str], str]:
     """(role, key) -> dtype code. Experts have one dtype, what stands beside them may have another."""
     if callable(given):
@@ -207,10 +211,20 @@ def _keys_of(
     """(key, shape) of every tensor of a layer that the layout's rules speak of."""
     for rule in table.rules:
         if ("lora_" in rule.to) == lora and not rule.rename:
-            yield from _tensors(rule, False, prefix, layer, sizes)
+            yield from _tensors(rule, False, prefix, layer, sizes, _firsts(table, sizes))
 
 
-def _tensors(rule: Rule, hub: bool, prefix: str, layer: int, sizes: _Sizes) -> Iterator[tuple[str, tuple[int, ...]]]:
+def _firsts(table: Layout, sizes: _Sizes) -> dict[str, int]:
+    """Where stacks start to count: after the stack whose number of experts they name."""
+    return {
+        axis: sizes[next(a for a, known in table.sizes.items() if known == names)]
+        for axis, names in table.firsts.items()
+    }
+
+
+def _tensors(
+    rule: Rule, hub: bool, prefix: str, layer: int, sizes: _Sizes, firsts: Mapping[str, int] | None = None
+) -> Iterator[tuple[str, tuple[int, ...]]]:
     """(key, shape) of what a rule speaks of, on its hub's side or the layout's; `...` is no axis at all."""
     template, side = rule.ends(forward=hub)[:2]
     count = {axis: len(template.words[axis]) if axis in template.words else sizes[axis] for axis in side.keys}
@@ -225,7 +239,10 @@ def _tensors(rule: Rule, hub: bool, prefix: str, layer: int, sizes: _Sizes) -> I
     fixed = {name: template.words.get(name, (standing.get(template.kind(name), "0"),))[0] for name in template.fields}
     fixed |= {"prefix": prefix, "layer": str(layer)}
     for index in product(*(range(count[axis]) for axis in side.keys)):
-        fields = {axis: template.word(axis, at) for axis, at in zip(side.keys, index, strict=True)}
+        fields = {
+            axis: template.word(axis, at + (firsts or {}).get(axis, 0))
+            for axis, at in zip(side.keys, index, strict=True)
+        }
         dims = tuple(prod(size(axis, index) for axis in group) for group in side.groups if group != ("...",))
         yield template.format({**fixed, **fields}), dims
 
@@ -236,7 +253,7 @@ def _words(rule: Any, axis: str) -> int | None:
     return next((len(t.words[axis]) for t in (ends[0], ends[2]) if axis in t.words), None)
 
 
-def _beside(at: str, sizes: _Sizes, draw: Any, always: bool) -> Iterator[tuple[str, tuple[int, ...]]]:
+def _beside(at: str, sizes: _Sizes, draw: Any) -> Iterator[tuple[str, tuple[int, ...]]]:
     """What stands beside the experts in a layer, piece by piece or not at all."""
     h, i = sizes["h"], sizes["i"]
     pieces: tuple[tuple[tuple[str, tuple[int, ...]], ...], ...] = (
@@ -247,6 +264,6 @@ def _beside(at: str, sizes: _Sizes, draw: Any, always: bool) -> Iterator[tuple[s
         tuple((f"mlp.shared_expert.{name}_proj.weight", (i, h)) for name in ("gate", "up")),
         (("mlp.gate.e_score_correction_bias", (sizes["e"],)),),
     )
-    for number, piece in enumerate(pieces):
-        if (always and number < 2) or draw(st.booleans()):  # the router and the norms come first
+    for piece in pieces:
+        if draw(st.booleans()):
             yield from ((at + name, dims) for name, dims in piece)
