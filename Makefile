@@ -7,7 +7,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 DEMO := .venv-demo
 TEST := .venv-test
 PEFT018 := .venv-peft018
-NEMO := nemo-automodel==0.7.0
+NEMO := nemo-automodel==0.7.0 torchtitan==0.3.0
 # Installed by itself and first, so that what follows finds torch present and leaves its build (CPU or CUDA) as it is.
 TORCH := torch==2.13.0
 

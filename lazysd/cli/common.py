@@ -148,10 +148,7 @@ def converted(checkpoint: Checkpoint, args: argparse.Namespace) -> Checkpoint:
         checkpoint = checkpoint.convert(args.to, source=args.source, config=config, merge_rank=args.merge_rank)
     if args.dtype:
         if any(node.code.startswith("F8") for node in checkpoint.values()):
-            raise LayoutError(
-                "--dtype would cast raw FP8 codes, which mean nothing without scales: is a shard with them missing, or "
-                "does config.json lack its quantization_config? Without --dtype they are carried as they are"
-            )
+            raise LayoutError("--dtype would cast raw FP8 codes without scales; leave them out (--exclude)")
         checkpoint = checkpoint.map(lambda node: _cast(node, args.dtype))
     return checkpoint
 

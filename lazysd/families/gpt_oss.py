@@ -3,6 +3,8 @@
 from ..layouts.family import INTERLEAVED, Experts, Family, Speech
 
 LAYER = "{prefix}layers.{layer}.mlp."
+HF = "model.layers.{layer}."
+TITAN = "layers.{layer}."
 EXPERTS = Experts(disk=INTERLEAVED, bias=True, inner=("intermediate_size",))
 
 FAMILIES = (
@@ -20,7 +22,28 @@ FAMILIES = (
                 },
                 renames=((LAYER + "router.{w:weight|bias}", LAYER + "gate.{w:weight|bias}"),),
             ),
+            "torchtitan": Speech(
+                form={
+                    "gate_up": ("mlp1_weight", "e (i g) h"),
+                    "down": ("mlp2_weight", "e h i"),
+                    "gate_up_bias": ("mlp1_bias", "e (i g)"),
+                    "down_bias": ("mlp2_bias", "e h"),
+                },
+                renames=(
+                    ("model.embed_tokens.weight", "tok_embeddings.weight"),
+                    (HF + "self_attn.q_proj.{w:weight|bias}", TITAN + "attention.qkv_linear.wq.{w:weight|bias}"),
+                    (HF + "self_attn.k_proj.{w:weight|bias}", TITAN + "attention.qkv_linear.wk.{w:weight|bias}"),
+                    (HF + "self_attn.v_proj.{w:weight|bias}", TITAN + "attention.qkv_linear.wv.{w:weight|bias}"),
+                    (HF + "self_attn.o_proj.{w:weight|bias}", TITAN + "attention.wo.{w:weight|bias}"),
+                    (HF + "self_attn.sinks", TITAN + "attention.sinks"),
+                    (HF + "mlp.router.{w:weight|bias}", TITAN + "moe.router.gate.{w:weight|bias}"),
+                    (HF + "input_layernorm.weight", TITAN + "attention_norm.weight"),
+                    (HF + "post_attention_layernorm.weight", TITAN + "ffn_norm.weight"),
+                    ("model.norm.weight", "norm.weight"),
+                ),
+            ),
         },
+        has=("self_attn.sinks",),
         source="transformers 5.23 and nemo-automodel 0.7.0",
     ),
     Family(
@@ -28,6 +51,7 @@ FAMILIES = (
         model_types=("openai_privacy_filter",),
         experts=EXPERTS,
         speaks={"hf-fused": Speech(form=INTERLEAVED)},
+        has=("self_attn.sinks",),
         source="transformers 5.23, both forms saved and compared",
     ),
 )

@@ -11,6 +11,7 @@ FAMILIES = tuple(
         model_types=(name,),
         experts=Experts(BLOCK + "experts.", gate="w1", up="w3", down="w2", inner=("intermediate_size",)),
         speaks={"hf-fused": Speech(MLP + "experts.", renames=((BLOCK + "gate.weight", MLP + "gate.weight"),))},
+        has=("self_attn.q_proj.weight",),
         lacks=("self_attn.q_norm.weight",),
         source="transformers 5.23, both forms saved and compared",
     )

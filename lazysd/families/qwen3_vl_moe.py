@@ -14,5 +14,6 @@ FAMILY = Family(
         ),
         "nemo": Speech(),
     },
+    has=("visual.pos_embed.weight",),
     source="transformers 5.23 and nemo-automodel 0.7.0",
 )

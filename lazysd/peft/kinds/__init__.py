@@ -1,1 +1,0 @@
-"""One file a kind of adapter; see lazysd.peft.kind."""

@@ -1,0 +1,250 @@
+"""Tiny random mixture-of-experts models, as transformers builds, saves and names them. Nothing of lazysd."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import re
+from collections.abc import Callable
+from functools import cache
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any, NamedTuple
+
+import torch
+from safetensors.torch import load_file
+
+NUM_EXPERTS, HIDDEN, INNER, PLAIN = 11, 16, 5, 9  # more than ten experts, odd widths; PLAIN where experts have no own
+
+SIZES: dict[str, Any] = {
+    "vocab_size": 40,
+    "hidden_size": HIDDEN,
+    "d_model": HIDDEN,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "num_key_value_heads": 2,
+    "head_dim": 8,
+    "intermediate_size": PLAIN,
+    "moe_intermediate_size": INNER,
+    "num_experts": NUM_EXPERTS,
+    "num_local_experts": NUM_EXPERTS,
+    "n_routed_experts": NUM_EXPERTS,
+    "moe_num_experts": NUM_EXPERTS,
+    "num_experts_per_tok": 2,
+    "num_experts_per_token": 2,
+    "moe_k": 2,
+    "moe_topk": 2,
+    "top_k": 2,
+    "n_shared_experts": 1,
+    "num_shared_experts": 1,
+    "moe_num_shared_experts": 1,
+    "shared_expert_intermediate_size": 7,
+    "shared_intermediate_size": 7,
+    "moe_shared_expert_intermediate_size": 7,
+    "dense_intermediate_size": 7,
+    "max_position_embeddings": 64,
+    "q_lora_rank": 6,
+    "kv_lora_rank": 5,
+    "qk_rope_head_dim": 4,
+    "qk_nope_head_dim": 4,
+    "v_head_dim": 8,
+    "n_group": 1,
+    "topk_group": 1,
+    "first_k_dense_replace": 1,
+    "decoder_sparse_step": 1,
+    "mamba_d_state": 4,
+    "mamba_n_heads": 4,
+    "mamba_d_head": 8,
+    "mamba_n_groups": 1,
+    "mamba_num_heads": 4,
+    "mamba_head_dim": 8,
+    "n_groups": 1,
+    "ssm_state_size": 4,
+    "mamba_dt_rank": 3,
+    "linear_num_key_heads": 2,
+    "linear_num_value_heads": 2,
+    "linear_key_head_dim": 4,
+    "linear_value_head_dim": 4,
+    "swa_num_attention_heads": 2,
+    "swa_num_key_value_heads": 2,
+    "swa_head_dim": 8,
+    "swa_v_head_dim": 8,
+    "depth": 1,
+    "num_heads": 2,
+    "out_hidden_size": HIDDEN,
+    "index_n_heads": 2,
+    "index_head_dim": 8,
+    "index_topk": 4,
+    "pad_token_id": 0,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+    "encoder_layers": 1,
+    "encoder_attention_heads": 2,
+    "encoder_ffn_dim": 10,
+    "num_mel_bins": 8,
+    "downsample_hidden_size": 8,
+    "n_window": 4,
+    "output_dim": HIDDEN,
+    "patch_size": 4,
+    "image_size": 8,
+    "num_position_embeddings": 4,
+}
+
+Sizes = dict[str, Any]
+PLAIN_TYPES = [
+    "qwen3_moe", "qwen2_moe", "qwen3_next", "qwen3_5_moe_text", "deepseek_v2", "deepseek_v3",
+    "deepseek_v32", "dots1", "flex_olmo", "glm4_moe", "glm4_moe_lite", "glm4v_moe",
+    "glm_moe_dsa", "hunyuan_v1_moe", "mellum", "olmoe", "afmoe", "cohere2_moe",
+    "solar_open", "mixtral", "phimoe", "minimax", "minimax_m2", "gpt_oss",
+    "openai_privacy_filter", "axk1", "axk2", "bailing_hybrid", "ernie4_5_moe", "exaone_moe",
+    "hy_v3", "hy_v4", "kolibri1", "laguna", "mimo_v2_flash", "mistral4",
+    "granitemoe", "granitemoeshared", "granitemoehybrid", "granitemoe_swa", "jamba", "nemotron_h",
+]  # fmt: skip
+# model_type -> sizes of config.json itself ("") and of its sub-configs, where SIZES will not do
+MODELS: dict[str, dict[str, Any]] = {
+    **{name: {} for name in PLAIN_TYPES},
+    "qwen3_5_moe": {"class": "Qwen3_5MoeForConditionalGeneration"},
+    "qwen3_vl_moe": {},
+    "qwen3_omni_moe_thinker": {},
+    "qwen3_omni_moe": {
+        "class": "Qwen3OmniMoeForConditionalGeneration",
+        "text_config": {"shared_expert_intermediate_size": 7},
+        "talker_config": {"spatial_merge_size": 2, "thinker_hidden_size": HIDDEN, "num_code_groups": 3},
+        "code_predictor_config": {"num_code_groups": 3},
+        "code2wav_config": {"codebook_size": 8, "num_quantizers": 2, "decoder_dim": 16},
+    },
+    "minimax_m3_vl": {},
+    "kimi_linear": {},
+    "llama4": {
+        "class": "Llama4ForConditionalGeneration",
+        "": {"boi_token_index": 5, "eoi_token_index": 6, "image_token_index": 7},
+        "text_config": {"pad_token_id": 0, "intermediate_size_mlp": 7, "interleave_moe_layer_step": 2},
+        "vision_config": {"vision_output_dim": 16, "projector_input_dim": 16, "projector_output_dim": 16},
+    },
+    "llama4_text": {"": {"intermediate_size_mlp": 7, "interleave_moe_layer_step": 2}},
+    "aria": {"": {"image_token_index": 5}, "types": {"vision_config": "idefics3_vision", "text_config": "aria_text"}},
+    "dbrx": {
+        "": {"d_model": HIDDEN, "n_heads": 2, "n_layers": 2, "max_seq_len": 32},
+        "attn_config": {"kv_n_heads": 2, "rope_theta": 1e4},
+        "ffn_config": {"hidden_size": HIDDEN, "ffn_hidden_size": INNER, "moe_num_experts": NUM_EXPERTS, "moe_top_k": 2},
+    },
+    "ernie4_5_vl_moe": {
+        "": {"tie_word_embeddings": False, "image_token_id": 5, "video_token_id": 6},
+        "text_config": {
+            "moe_intermediate_size": [INNER, 3],
+            "moe_num_shared_experts": 2,
+            "tie_word_embeddings": False,
+            "rope_parameters": {"rope_type": "default", "mrope_section": [1, 1, 2], "rope_theta": 1e4},
+        },
+    },
+    "gemma4_text": {
+        "": {
+            "enable_moe_block": True,
+            "top_k_experts": 2,
+            "vocab_size_per_layer_input": 40,
+            "hidden_size_per_layer_input": 4,
+            "global_head_dim": 8,
+            "layer_types": ["sliding_attention", "full_attention"],
+        }
+    },
+    "lfm2_moe": {
+        "": {
+            "num_dense_layers": 1,
+            "num_hidden_layers": 3,
+            "layer_types": ["conv", "full_attention", "conv"],
+            "conv_L_cache": 3,
+        }
+    },
+    "longcat_flash": {
+        "": {
+            "num_layers": 1,
+            "ffn_hidden_size": 10,
+            "zero_expert_num": 3,
+            "expert_ffn_hidden_size": INNER,
+            "head_dim": 4,
+        }
+    },
+    "kimi_k25": {
+        "": {"projection_hidden_size": HIDDEN, "image_token_id": 5, "video_token_id": 6},
+        "types": {"text_config": "deepseek_v3"},
+        "vision_config": {"pos_emb_height": 4, "pos_emb_width": 4, "patch_size": 2, "num_hidden_layers": 1},
+    },
+    "step3p7": {"text_config": {"moe_layers_enum": [1], "share_expert_dim": 7}},
+    "zaya": {"": {"num_experts_per_tok": 1}},
+    "qwen4_exp": {"class": "Qwen4ExpForConditionalGeneration"},
+}
+
+
+def _kwargs(config: Any, given: dict[str, Any], name: str, sizes: Sizes) -> Sizes:
+    from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+
+    fields = {field.name for field in dataclasses.fields(config)}
+    made = {key: value for key, value in sizes.items() if key in fields} | given.get(name, {})
+    for key, below in (config.sub_configs or {}).items():
+        if key in given.get("types", {}):
+            model_type = given["types"][key]
+            made[key] = {"model_type": model_type, **_kwargs(CONFIG_MAPPING[model_type], given, key, sizes)}
+        elif below.__name__ != "AutoConfig":
+            made[key] = _kwargs(below, given, key, sizes)
+    return made
+
+
+def build(model_type: str, **sizes: int) -> Any:
+    """The model, every float of it random; `sizes` go over those above."""
+    import transformers
+    from transformers.models.auto import modeling_auto as auto
+    from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+
+    given = MODELS[model_type]
+    name = given.get("class") or next(
+        names[model_type]
+        for names in (
+            auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
+            auto.MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES,
+            auto.MODEL_FOR_MULTIMODAL_LM_MAPPING_NAMES,
+            auto.MODEL_FOR_TOKEN_CLASSIFICATION_MAPPING_NAMES,
+            auto.MODEL_MAPPING_NAMES,
+        )
+        if model_type in names
+    )
+    config = CONFIG_MAPPING[model_type](**_kwargs(CONFIG_MAPPING[model_type], given, "", {**SIZES, **sizes}))
+    model = getattr(transformers, name)(config)
+    generator = torch.Generator().manual_seed(7)
+    with torch.no_grad():
+        for tensor in (*model.parameters(), *model.buffers()):
+            if tensor.is_floating_point():
+                tensor.copy_(torch.randn(tensor.shape, generator=generator, dtype=torch.float32))
+    return model.eval()
+
+
+def read(folder: Path) -> dict[str, torch.Tensor]:
+    """Every tensor of a folder."""
+    return {key: tensor for file in sorted(folder.glob("*.safetensors")) for key, tensor in load_file(file).items()}
+
+
+HUB_KEYS: dict[str, Callable[[str], str]] = {  # where transformers 5.23 saves other keys than the hub has
+    "kimi_k25": lambda key: key.replace("language_model.model.blocks.", "language_model.model.layers."),
+    "kimi_linear": lambda key: re.sub(r"block_sparse_moe\.((?:gate|up|down)_proj)\.", r"mlp.\1.", key),
+}
+
+
+class Saved(NamedTuple):
+    """A model as transformers saves it in both forms and holds it in memory."""
+
+    disk: dict[str, torch.Tensor]
+    fused: dict[str, torch.Tensor]
+    memory: dict[str, torch.Tensor]
+    config: dict[str, Any]
+
+
+@cache
+def saved(model_type: str, **sizes: int) -> Saved:
+    """A tiny model of a type and sizes, built and saved once in a process."""
+    model = build(model_type, **sizes)
+    with TemporaryDirectory() as folder:
+        disk, fused = Path(folder) / "disk", Path(folder) / "fused"
+        model.save_pretrained(disk)
+        model.save_pretrained(fused, save_original_format=False)
+        rename = HUB_KEYS.get(model_type, lambda key: key)
+        config = json.loads((disk / "config.json").read_text())
+        return Saved({rename(k): t for k, t in read(disk).items()}, read(fused), model.state_dict(), config)
