@@ -223,7 +223,8 @@ class Checkpoint(Mapping[str, LazyTensor]):
         stem = "model"
         if self.is_adapter:
             stem, max_shard_size = "adapter_model", sys.maxsize  # PEFT reads adapter_model.safetensors and no shards
-        return make_plan(uncached(self._tensors), max_shard_size, max_memory, workers, self.metadata, stem)
+        nodes, opened_nbytes = uncached(self._tensors), self.facts.tensor_nbytes
+        return make_plan(nodes, max_shard_size, max_memory, workers, self.metadata, stem, opened_nbytes)
 
     def save(
         self,

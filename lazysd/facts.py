@@ -16,6 +16,7 @@ class Facts:
 
     path: Path | str | None = None  # a str where the source is no local file: "memory:", a URL
     files: tuple[File, ...] = ()  # that the tensors were opened from
+    tensor_nbytes: int | None = None  # of all tensors that were opened; None where nobody counted
     config: dict[str, Any] | None = None  # config.json
     metadata: Mapping[str, str] = field(default_factory=dict)  # `__metadata__` of the files
     side_files: tuple[File, ...] = ()  # copied by a save as they are
@@ -40,6 +41,8 @@ class Facts:
             "files": tuple(dict.fromkeys((*self.files, *other.files))),
             "remarks": tuple(dict.fromkeys((*self.remarks, *other.remarks))),
         }
+        if None not in (self.tensor_nbytes, other.tensor_nbytes) and not set(self.files) & set(other.files):
+            changes["tensor_nbytes"] = (self.tensor_nbytes or 0) + (other.tensor_nbytes or 0)
         for name in ("layout", "family"):
             mine, theirs = getattr(self, name), getattr(other, name)
             changes[name] = mine if theirs in (None, mine) else None

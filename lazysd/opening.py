@@ -58,6 +58,7 @@ def open(
     facts = Facts(
         path=_path(folder, {file.name for file in contents.files}),
         files=contents.files,
+        tensor_nbytes=sum(node.nbytes for node in tensors.values()),
         config=around.config,
         metadata=contents.metadata,
         side_files=around.side_files,

@@ -189,3 +189,46 @@ def test_sizes(text: int | str, nbytes: int) -> None:
 def test_sizes_that_are_none(text: int | str) -> None:
     with pytest.raises(ValueError, match="size"):
         parse_size(text)
+
+
+def test_nothing_is_lossy_only_where_every_bit_comes_back(golden: Path, tmp_path: Path) -> None:
+    """Widening casts lose the payloads of NaNs, filters and slices lose tensors and rows: no claim is made for them."""
+    source, claim = lazysd.open(golden / "qwen3_moe_tiny"), "every bit can be converted back"
+    assert claim in str(source.convert("nemo").plan())
+    assert source.convert("nemo").plan().notes == ()
+    wide = source.map(lambda t: t.to(torch.float32)).plan()
+    assert claim not in str(wide)
+    assert wide.notes == ("payloads of NaNs, cast bf16 -> f32, may not come back (57 tensors)",)
+    kept = source.drop("lm_head.weight")
+    assert claim not in str(kept.plan())
+    assert kept.plan().notes == ("4.1 kB of the source's tensors are left out",)
+    assert kept.convert("nemo").plan().notes == kept.plan().notes
+    rows = source | {"lm_head.weight": source["lm_head.weight"][:3]}
+    assert claim not in str(rows.plan())
+    assert claim not in str((source | {"again": source["lm_head.weight"]}).plan())
+
+
+FLOATS = {
+    "F8_E8M0": torch.float8_e8m0fnu,
+    "F8_E4M3": torch.float8_e4m3fn,
+    "F8_E5M2": torch.float8_e5m2,
+    "F16": torch.float16,
+    "BF16": torch.bfloat16,
+    "F32": torch.float32,
+    "F64": torch.float64,
+}
+
+
+@pytest.mark.parametrize("narrow", ["F8_E8M0", "F8_E4M3", "F8_E5M2", "F16", "BF16"])
+@pytest.mark.parametrize("wide", ["F16", "BF16", "F32", "F64"])
+def test_casts_that_claim_to_come_back_do_over_every_code(narrow: str, wide: str) -> None:
+    """All codes of a type, widened and narrowed by torch: no losses and no notes mean that all are the same."""
+    if FLOATS[narrow] == FLOATS[wide]:
+        return
+    size = FLOATS[narrow].itemsize
+    codes = torch.arange(256**size).to({1: torch.uint8, 2: torch.int16}[size])
+    values = codes.view(FLOATS[narrow])
+    back = torch.cat([part.to(FLOATS[wide]).to(FLOATS[narrow]) for part in (values, values[:7], values[-7:])])
+    same = torch.equal(back.view(codes.dtype), torch.cat([codes, codes[:7], codes[-7:]]))
+    plan = lazysd.Checkpoint({"x": lazysd.from_torch(values)}).map(lambda t: t.to(FLOATS[wide])).plan()
+    assert (not plan.lossy and not plan.notes) == same

@@ -73,9 +73,16 @@ class Plan:
             f"write  {format_nbytes(self.write_nbytes)}: {self.num_tensors} tensors in {files}",
             f"memory {format_nbytes(self.peak_nbytes)} projected, {format_nbytes(self.max_memory)} allowed, "
             f"{format_nbytes(self.smallest_nbytes)} would do; {self.workers} worker{'s' if self.workers != 1 else ''}",
-            "lossy  " + ("; ".join(self.lossy) if self.lossy else "nothing: every bit can be converted back"),
+            f"lossy  {self._losses()}",
         ]
         return "\n".join(lines + [f"note   {note}" for note in self.notes])
+
+    def _losses(self) -> str:
+        if self.lossy:
+            return "; ".join(self.lossy)
+        if self.notes:
+            return "no value that is written, but not every bit of the source can be converted back: see the notes"
+        return "nothing: every bit can be converted back"
 
 
 def _crew(asked: int | None, wanted_nbytes: int, room_nbytes: int, extra_nbytes: int) -> tuple[int, int, int]:
@@ -102,8 +109,16 @@ def make_plan(
     workers: int | None = None,
     metadata: Mapping[str, str] | None = None,
     stem: str = "model",
+    source_nbytes: int | None = None,
 ) -> Plan:
     """Lay out the shards, prove the coverage and fit the work into `max_memory`.
+
+    Args:
+        tensors: what is to be written.
+        max_shard_size, max_memory, workers: as in Checkpoint.save.
+        metadata: `__metadata__` of the files.
+        stem: what the files' names begin with.
+        source_nbytes: bytes of all tensors that had been opened, to say what was left out; None where nobody knows.
 
     Raises:
         MemoryBudgetError: less than the smallest feasible budget; the message names it.
@@ -146,7 +161,7 @@ def make_plan(
         peak_nbytes=base + threads * (SCRATCH_NBYTES + computed + biggest),
         smallest_nbytes=smallest,
         lossy=tuple(f"{what} ({count} tensors)" for what, count in proof.lossy.items()),
-        notes=tuple(proof.notes()),
+        notes=tuple(proof.notes(source_nbytes)),
     )
 
 
@@ -157,6 +172,7 @@ class _Proof:
         self.boxes: dict[int, list[Box]] = {}
         self.leaves: dict[int, Node] = {}
         self.lossy: dict[str, int] = {}
+        self.confused: dict[str, int] = {}
         self.computed = False
         self.largest_nbytes = 0
 
@@ -179,16 +195,23 @@ class _Proof:
                 self.computed = True
                 if what := op.lossy(piece.node):
                     self.lossy[what] = self.lossy.get(what, 0) + 1
+                if what := op.confuses(piece.node):
+                    self.confused[what] = self.confused.get(what, 0) + 1
                 for operand, box in op.operands(piece.node, piece.box):
                     stack.extend(pieces_of(operand, box))
             elif isinstance(op, (FileRange, InMemory)):
                 self.leaves[id(piece.node)] = piece.node
                 self.boxes.setdefault(id(piece.node), []).append(piece.box)
 
-    def notes(self) -> Iterator[str]:
-        """What a reader should know about sources that are not consumed exactly once."""
+    def notes(self, source_nbytes: int | None) -> Iterator[str]:
+        """What does not come back on the way back, although no value that is written changes."""
+        for what, count in self.confused.items():
+            yield f"{what}, may not come back ({count} tensors)"
         partly = [
             self.leaves[key] for key, boxes in self.boxes.items() if not covers_once(boxes, self.leaves[key].dims)
         ]
         if partly:
             yield f"{len(partly)} source tensors are used in part, or more than once"
+        read_nbytes = sum(leaf.nbytes for leaf in self.leaves.values())
+        if source_nbytes is not None and read_nbytes < source_nbytes:
+            yield f"{format_nbytes(source_nbytes - read_nbytes)} of the source's tensors are left out"
