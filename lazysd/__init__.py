@@ -23,11 +23,16 @@ from .tensor.wrapping import from_torch
 
 if TYPE_CHECKING:
     from . import adapters, distributed, testing
+    from .comparing import compare
     from .load import load_into
     from .tensor.cache import cached
 
 
-_LAZY = {"cached": "tensor.cache", "load_into": "load"}  # imported when first asked for; some need torch
+_LAZY = {
+    "cached": "tensor.cache",
+    "compare": "comparing",
+    "load_into": "load",
+}  # imported when first asked for; some need torch
 _ROOMS = ("adapters", "distributed", "testing")
 
 
@@ -49,6 +54,7 @@ __all__ = [
     "__version__",
     "adapters",
     "cached",
+    "compare",
     "concat",
     "convert",
     "dialects",

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import lazysd
-from lazysd import comparison as compare_module
+from lazysd import reduction
 from lazysd.comparison import compare
 
 
@@ -50,8 +50,8 @@ def test_equal_numbers_with_other_bits_differ(a: float, b: float) -> None:
 
 @pytest.mark.parametrize("num_workers", [1, 4])
 def test_the_first_place_is_the_first_whatever_the_tiles(monkeypatch: pytest.MonkeyPatch, num_workers: int) -> None:
-    monkeypatch.setattr(compare_module, "PREFERRED_TILE_NBYTES", 64)
-    monkeypatch.setattr(compare_module, "MOST_NBYTES", 64)
+    monkeypatch.setattr(reduction, "PREFERRED_TILE_NBYTES", 64)
+    monkeypatch.setattr(reduction, "MOST_NBYTES", 64)
     x = torch.arange(600).reshape(10, 60)
     y = x.clone()
     y[3, 40] = y[3, 41] = y[9, 59] = -1

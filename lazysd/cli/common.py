@@ -113,6 +113,12 @@ def add_limits(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--workers", type=count, metavar="N", help="threads (default: one a CPU, as memory allows)")
 
 
+def add_reading(parser: argparse.ArgumentParser) -> None:
+    """How reading tile by tile may use memory and CPUs."""
+    parser.add_argument("--max-memory", type=size, default="128MB", metavar="SIZE", help="for tiles (default: 128MB)")
+    parser.add_argument("--workers", type=count, metavar="N", help="threads (default: one a CPU, as memory allows)")
+
+
 def add_json(parser: argparse.ArgumentParser) -> None:
     """--json."""
     parser.add_argument("--json", action="store_true", help="print the result as JSON")

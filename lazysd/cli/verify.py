@@ -1,13 +1,15 @@
-"""Prove that DST is SRC in another layout, bit for bit, a tile at a time."""
+"""Check a checkpoint against its own checksums, or prove that it holds another one, bit for bit, in any layout.
+
+Without --against, every file beside DST's manifest is read, and each damaged tensor, header and file is named.
+"""
 
 from __future__ import annotations
 
 import argparse
-from collections import Counter
 from typing import TYPE_CHECKING
 
-from .. import layouts
 from ..display.text import printable
+from ..errors import LayoutError
 from ..opening import open as open_checkpoint
 from ..sizes import format_nbytes
 from .common import (
@@ -15,8 +17,8 @@ from .common import (
     add_adapter_numbers,
     add_filters,
     add_json,
+    add_reading,
     add_verbosity,
-    count,
     emit,
     opened,
     stated,
@@ -27,23 +29,25 @@ if TYPE_CHECKING:
     from ..checkpoint import Checkpoint
     from ..comparison import Comparison
 
-MAX_SHOWN = 20
-
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("dst", metavar="DST", help="the checkpoint to check")
-    parser.add_argument("--against", metavar="SRC", required=True, help="the checkpoint it was made from")
+    parser.add_argument(
+        "--against", metavar="SRC", help="the checkpoint it was made from (default: the checksums beside DST itself)"
+    )
     parser.add_argument("--from", dest="source", metavar="LAYOUT", help="layout of SRC, if detection should not decide")
     parser.add_argument("--to", metavar="LAYOUT", help="layout of DST, if detection should not decide")
     add_adapter_numbers(parser)
     parser.add_argument("--merge-rank", action="store_true", help="DST was converted with --merge-rank")
-    parser.add_argument("--workers", type=count, metavar="N", help="threads (default: one a CPU)")
+    add_reading(parser)
     add_filters(parser)
     add_json(parser)
     add_verbosity(parser)
 
 
 def run(args: argparse.Namespace) -> int:
+    if args.against is None:
+        return alone(args)
     with opened(args.against, args) as source, open_checkpoint(args.dst, follow_links=args.follow_links) as dst:
         to = args.to or dst.layout
         given = stated(args)
@@ -53,30 +57,38 @@ def run(args: argparse.Namespace) -> int:
         else:
             expected = source.convert(to, source=args.source, config=config, merge_rank=args.merge_rank)
             made = f" as layout {expected.layout}"
+        from ..comparing import in_layout
+
         family = None if expected is source else expected.family
         comparison = check(args.dst, in_layout(expected, to, family), args, to)
         emit(args, describe(comparison, args.dst, f"{printable(args.against)}{made}"), comparison.as_dict())
     return 0 if comparison.equal else CHECK_FAILED
 
 
+def alone(args: argparse.Namespace) -> int:
+    """DST against its own manifest."""
+    from ..checking import check_folder
+    from ..save.progress import reporter
+
+    if args.include or args.exclude or args.source or args.to or args.merge_rank:
+        raise LayoutError("--include, --exclude, --from, --to and --merge-rank need --against SRC to compare with")
+    with reporter(wants_progress(args), "verify") as report:
+        found = check_folder(args.dst, args.workers, report)
+    emit(args, str(found), found.as_dict())
+    return 0 if found.sound else CHECK_FAILED
+
+
 def check(dst: str, expected: Checkpoint, args: argparse.Namespace, layout: str | None = None) -> Comparison:
     """Compare the checkpoint at `dst` with what it should hold: tensors, and what an adapter's files say of them."""
+    from ..comparing import in_layout
     from ..comparison import compare, compare_adapters
     from ..save.progress import reporter
 
     names = ("DST", "SRC")
     with open_checkpoint(dst, "pread", args.follow_links) as found, reporter(wants_progress(args), "verify") as report:
-        comparison = compare(found, expected, names, args.workers, report)
+        comparison = compare(found, expected, names, args.workers, report, max_memory=args.max_memory)
         compare_adapters(comparison, in_layout(found, layout or expected.layout, expected.family), expected, names)
     return comparison
-
-
-def in_layout(checkpoint: Checkpoint, layout: str | None, family: str | None) -> Checkpoint:
-    """The checkpoint with its layout stated, which evidence may not show; as it is where nothing is known of it."""
-    if layout is None or checkpoint.adapter is None:
-        return checkpoint
-    found = layouts.get(layout, family)
-    return checkpoint.like(dict(checkpoint), layout=found.name, family=found.family)
 
 
 def describe(comparison: Comparison, dst: str, against: str) -> str:
@@ -86,23 +98,5 @@ def describe(comparison: Comparison, dst: str, against: str) -> str:
     if comparison.equal:
         head = f"verified: {shown} holds {against}, {comparison.num_equal} tensors, {nbytes}, bit for bit"
     else:
-        head = (
-            f"DIFFERENT: {shown} does not hold {against}: {count_of(comparison)}, "
-            f"{comparison.num_equal} tensors are equal"
-        )
-    return "\n".join([head, *details(comparison)])
-
-
-def count_of(comparison: Comparison) -> str:
-    """How many differences of which kind."""
-    kinds = Counter(difference.kind for difference in comparison.differences)
-    return ", ".join(f"{number} {kind}" for kind, number in kinds.items())
-
-
-def details(comparison: Comparison) -> list[str]:
-    """A line for each of the first differences, and one for everything that could not be compared."""
-    shown = comparison.differences[:MAX_SHOWN]
-    lines = [f"  {printable(found.key)}: {found.kind}: {printable(found.detail)}" for found in shown]
-    if len(comparison.differences) > len(shown):
-        lines.append(f"  … and {len(comparison.differences) - len(shown)} more (all with --json)")
-    return lines + [f"  not compared: {what}" for what in comparison.unknown]
+        head = f"DIFFERENT: {shown} does not hold {against}: {comparison.headline()}"
+    return "\n".join([head, *comparison.details()])

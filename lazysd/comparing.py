@@ -1,0 +1,96 @@
+"""compare(): how far two checkpoints lie apart, whatever their layouts and dtypes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from os import PathLike
+from typing import Any
+
+from . import layouts
+from .checkpoint import Checkpoint
+from .comparison import Comparison, compare_adapters
+from .comparison import compare as compare_tensors
+from .opening import open as open_checkpoint
+from .save.progress import reporter
+from .tensor.wrapping import as_lazy
+
+
+def compare(
+    a: Any,
+    b: Any,
+    *,
+    to: str | None = None,
+    source: str | None = None,
+    config: Mapping[str, Any] | None = None,
+    values: bool = True,
+    tolerance: float = 0.0,
+    max_memory: int | str = "128MB",
+    workers: int | None = None,
+    progress: bool | Callable[[int, int], None] | None = None,
+    names: tuple[str, str] = ("A", "B"),
+) -> Comparison:
+    """Compare two checkpoints: what is equal bit by bit, and how far the rest has moved.
+
+    Where the layouts differ, B is compared as it looks in A's. Both sides are read once, tile by tile.
+
+    >>> import torch, lazysd
+    >>> weights = {"layers.0.w": torch.ones(4), "layers.1.w": torch.ones(4)}
+    >>> moved = lazysd.compare(weights, weights | {"layers.1.w": torch.tensor([1.0, 1, 1, 3])})
+    >>> [(row.name, row.magnitude.relative) for row in moved.rows()]
+    [('layers.1.w', 1.0)]
+
+    Args:
+        a, b: a Checkpoint, a path, or a mapping of keys to tensors.
+        to, source: layout of A, and of B, if detection should not decide.
+        config: sizes that config.json would give, e.g. {"num_experts": 128}.
+        values: False compares keys, shapes and dtypes only and reads nothing.
+        tolerance: elements that lie no further apart than this count as equal.
+        max_memory: bytes for tiles and temporaries, or "128MB".
+        workers: threads; None uses the CPUs there are, as far as `max_memory` allows.
+        progress: called as progress(done_nbytes, total_nbytes), or True for a bar on stderr.
+        names: what to call the two.
+
+    Returns:
+        A Comparison: `equal`, `differences`, `magnitudes` by key, `rows()` by layer, `print()`-able, HTML in notebooks.
+
+    Raises:
+        LayoutError: one side does not convert to the other's layout. MemoryBudgetError: `max_memory` is too little.
+    """
+    with reporter(progress, "compare") as report:
+        first, second, layout = side_by_side(_checkpoint(a), _checkpoint(b), to, source, config)
+        found = compare_tensors(first, second, names, workers, report, values, values, tolerance, max_memory)
+        family = second.facts.family
+        compare_adapters(found, in_layout(first, layout, family), in_layout(second, layout, family), names)
+    return found
+
+
+def side_by_side(
+    a: Checkpoint, b: Checkpoint, to: str | None, source: str | None, config: Mapping[str, Any] | None
+) -> tuple[Checkpoint, Checkpoint, str | None]:
+    """Both in A's layout, and its name."""
+    layout, other = to or a.layout, source or b.layout
+    if layout and other and layouts.resolve(layout) != layouts.resolve(other):
+        sizes = {**(a.config or b.config or {}), **(config or {})} or None
+        b = b.convert(layout, source=source, config=sizes)
+    return a, b, layout
+
+
+def in_layout(checkpoint: Checkpoint, layout: str | None, family: str | None) -> Checkpoint:
+    """The checkpoint with its layout stated, which evidence may not show; as it is where nothing is known of it."""
+    if layout is None or checkpoint.adapter is None:
+        return checkpoint
+    found = layouts.get(layout, family)
+    return checkpoint.like(dict(checkpoint), layout=found.name, family=found.family)
+
+
+def _checkpoint(value: Any) -> Checkpoint:
+    if isinstance(value, Checkpoint):
+        return value
+    if isinstance(value, (str, PathLike)):
+        return open_checkpoint(value)
+    if not isinstance(value, Mapping):
+        raise TypeError(f"compare() takes checkpoints, paths or mappings of tensors, not {type(value).__name__}")
+    return Checkpoint({key: as_lazy(tensor) for key, tensor in value.items()})
+
+
+__all__ = ["compare", "in_layout", "side_by_side"]

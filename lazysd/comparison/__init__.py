@@ -1,0 +1,9 @@
+"""Two checkpoints side by side: every bit, what adapters state, and how far they lie apart."""
+
+from __future__ import annotations
+
+from .bits import compare, compare_adapters
+from .magnitude import Magnitude
+from .result import Comparison, Difference
+
+__all__ = ["Comparison", "Difference", "Magnitude", "compare", "compare_adapters"]

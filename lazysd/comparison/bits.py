@@ -1,0 +1,178 @@
+"""Comparing tensors bit by bit, tile by tile, and measuring how far they lie apart on the way."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+import torch
+
+from .. import dtypes
+from ..graph.node import Node
+from ..peft.equality import unlike
+from ..reduction import Tile, place_in, stream
+from .magnitude import Sums, measurable
+from .result import Comparison, Difference
+
+if TYPE_CHECKING:
+    from ..checkpoint import Checkpoint
+
+
+def compare(
+    ours: Mapping[str, Node],
+    theirs: Mapping[str, Node],
+    names: tuple[str, str] = ("first", "second"),
+    num_workers: int | None = None,
+    report: Callable[[int, int], None] | None = None,
+    values: bool = True,
+    measure: bool = False,
+    tolerance: float = 0.0,
+    max_memory: int | str = "128MB",
+) -> Comparison:
+    """Compare two mappings: keys, shapes, dtypes, and every bit (NaN payloads included).
+
+    Reads both sides once, in tiles of a few megabytes for each worker; with values=False, reads nothing.
+
+    Args:
+        ours, theirs: keys to nodes.
+        names: what to call the two sides.
+        num_workers, report, max_memory: as in reduction.stream.
+        values: whether to compare elements.
+        measure: whether to measure distances, also where the dtypes differ.
+        tolerance: elements that lie no further apart count as equal, also where the dtypes differ; implies `measure`.
+    """
+    result = Comparison(values=values, names=names)
+    measure = measure or tolerance > 0
+    differences = [Difference(key, "missing", f"only in {names[1]}") for key in theirs if key not in ours]
+    pairs: list[str] = []
+    for key, node in ours.items():
+        if (unfit := _unfit(key, node, theirs.get(key), names)) is not None:
+            differences.append(unfit)
+        if unfit is None or (measure and values and unfit.kind == "dtype" and _measurable(node, theirs[key])):
+            pairs.append(key)
+    result.differences = differences
+    if not values:
+        result.num_equal = len(pairs)
+        return result
+    found = _read(ours, theirs, pairs, measure, num_workers, max_memory, report)
+    result.compared_nbytes = sum(ours[key].nbytes for key in pairs)
+    for key in pairs:
+        seen = found.get(key) or _Seen(None)
+        if seen.sums is not None:
+            result.magnitudes[key] = seen.sums.result()
+        _judge(result, key, ours[key], theirs[key], seen, tolerance)
+    return result
+
+
+def _unfit(key: str, here: Node, there: Node | None, names: tuple[str, str]) -> Difference | None:
+    """Why two tensors cannot have the same bits; None where they can."""
+    if there is None:
+        return Difference(key, "extra", f"only in {names[0]}")
+    if here.dims != there.dims:
+        shapes = f"{list(here.dims)} in {names[0]}, {list(there.dims)} in {names[1]}"
+        return Difference(key, "shape", shapes)
+    if here.code != there.code:
+        return Difference(key, "dtype", f"{here.code} in {names[0]}, {there.code} in {names[1]}")
+    return None
+
+
+def _measurable(*nodes: Node) -> bool:
+    return all(dtypes.DTYPES[node.code].bits >= 8 and measurable(dtypes.to_torch(node.code)) for node in nodes)
+
+
+class _Place(NamedTuple):
+    """The first differing element of a tile."""
+
+    position: tuple[int, ...]
+    shown: str
+
+
+class _Seen:
+    """What the tiles of one pair have shown so far."""
+
+    def __init__(self, sums: Sums | None) -> None:
+        self.sums = sums
+        self.places: list[_Place] = []
+        self.num_different: list[int] = []
+
+
+def _read(
+    ours: Mapping[str, Node],
+    theirs: Mapping[str, Node],
+    keys: list[str],
+    measure: bool,
+    num_workers: int | None,
+    max_memory: int | str,
+    report: Callable[[int, int], None] | None,
+) -> dict[str, _Seen]:
+    """Read all pairs but those that are one and the same node."""
+    wanted = [key for key in keys if ours[key] is not theirs[key]]
+    seen = {key: _Seen(Sums() if measure and _measurable(ours[key], theirs[key]) else None) for key in wanted}
+
+    def visit(tile: Tile) -> None:
+        key = wanted[tile.number]
+        a, b = tile.tensors
+        if a.dtype != b.dtype:
+            sums = seen[key].sums
+            assert sums is not None
+            sums.add(a, b, None)
+            return
+        x, y = (one.view(dtypes.bits_dtype(ours[key].code)) for one in (a, b))
+        different = 0
+        if not torch.equal(x, y):
+            unequal = (x != y).view(-1).numpy()
+            different = int(np.count_nonzero(unequal))
+            seen[key].num_different.append(different)
+            seen[key].places.append(_shown(tile, int(unequal.argmax()), x, y))
+        if (sums := seen[key].sums) is not None:
+            sums.add(a, b, different)
+
+    stream([(ours[key], theirs[key]) for key in wanted], visit, num_workers, max_memory, report)
+    return seen
+
+
+def _judge(result: Comparison, key: str, here: Node, there: Node, seen: _Seen, tolerance: float) -> None:
+    """Count a pair as equal, or note how it differs."""
+    measured = result.magnitudes.get(key)
+    near = (
+        tolerance > 0
+        and measured is not None
+        and measured.max_delta <= tolerance
+        and measured.num_nan[0] == measured.num_nan[1]
+        and measured.num_inf[0] == measured.num_inf[1]
+    )
+    if here.code != there.code:  # noted already
+        if near:
+            result.differences = [one for one in result.differences if (one.key, one.kind) != (key, "dtype")]
+            result.num_equal += 1
+        return
+    if near or not seen.places:
+        result.num_equal += 1
+        return
+    first, count = min(seen.places), sum(seen.num_different)
+    detail = f"{count} of {here.numel()} elements differ; {first.shown}"
+    result.differences.append(Difference(key, "values", detail, first.position, count))
+
+
+def _shown(tile: Tile, flat: int, x: torch.Tensor, y: torch.Tensor) -> _Place:
+    """An element of a tile, with both values; with their bits where the values look the same."""
+    position = place_in(tile.box, flat)
+    left, right = (one.view(-1)[flat].item() for one in tile.tensors)
+    shown = f"the first at {list(position)}: {left!r} against {right!r}"
+    if left == right or left != left:
+        bits = tuple(int(one.view(-1)[flat].item()) for one in (x, y))
+        shown += f" (bits {bits[0]:#x} against {bits[1]:#x})"
+    return _Place(position, shown)
+
+
+def compare_adapters(
+    result: Comparison, ours: Checkpoint, theirs: Checkpoint, names: tuple[str, str] = ("first", "second")
+) -> None:
+    """Add to a comparison how the settings of two adapters differ: the same factors alone are not the same adapter.
+
+    Both sides are in one layout. Checkpoints that are no adapters add nothing.
+    """
+    found, unknown = unlike(ours, theirs, names)
+    result.differences += [Difference(*difference) for difference in found]
+    result.unknown += unknown

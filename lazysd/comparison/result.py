@@ -1,0 +1,96 @@
+"""Comparison: what comparing two checkpoints found, for programs, for terminals and for notebooks."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+from ..display.text import printable
+from .folding import Moved, by_layer, html_table, text_table
+from .magnitude import Magnitude
+
+MAX_SHOWN = 20
+
+
+class Difference(NamedTuple):
+    """The first place where two tensors of one key differ."""
+
+    key: str
+    kind: (
+        str  # "missing", "extra", "shape", "dtype", "values"; of adapters "scale", "rank", "setting", "adapter_config"
+    )
+    detail: str
+    position: tuple[int, ...] | None = None  # of the first differing element
+    num_different: int = 0  # elements with other bits; other kinds leave it 0
+
+
+@dataclass
+class Comparison:
+    """What comparing two mappings found."""
+
+    num_equal: int = 0
+    compared_nbytes: int = 0
+    differences: list[Difference] = field(default_factory=list)
+    values: bool = True  # whether elements were compared, and not only keys, shapes and dtypes
+    unknown: list[str] = field(default_factory=list)  # what neither side states, so that nothing could be compared
+    magnitudes: dict[str, Magnitude] = field(default_factory=dict)  # by key, where distances were asked for
+    names: tuple[str, str] = ("first", "second")
+
+    @property
+    def equal(self) -> bool:
+        """Whether nothing that was looked at differs: keys, shapes, dtypes, what adapters state, and all bits."""
+        return not self.differences
+
+    def rows(self, sort: str = "relative") -> list[Moved]:
+        """How far each layer's modules moved, the farthest first; experts of one layer together.
+
+        Args:
+            sort: "relative" (norm of the difference over the norm of the first), "max", "changed", "cosine" or "name".
+        """
+        return by_layer(self.magnitudes, sort)
+
+    def as_dict(self) -> dict[str, Any]:
+        """For programs."""
+        rows = [
+            d._asdict() | {"position": list(d.position) if d.position is not None else None} for d in self.differences
+        ]
+        return {
+            "equal": self.equal,
+            "values_compared": self.values,
+            "not_compared": self.unknown,
+            "equal_tensors": self.num_equal,
+            "compared_nbytes": self.compared_nbytes,
+            "differences": rows,
+            "magnitudes": {key: found.as_dict() for key, found in self.magnitudes.items() if found.num_changed},
+        }
+
+    def headline(self) -> str:
+        """One line: what is equal, and how many differences of which kind."""
+        kinds = Counter(difference.kind for difference in self.differences)
+        differs = "".join(f", {number} {kind}" for kind, number in kinds.items())
+        if self.values:
+            return f"{self.num_equal} tensors equal{differs}"
+        looked = f"{self.num_equal} tensors of equal shape and dtype{differs}"
+        return f"{looked}; their values were not looked at (--no-values)"
+
+    def details(self, limit: int = MAX_SHOWN) -> list[str]:
+        """A line for each of the first differences, and one for everything that could not be compared."""
+        shown = self.differences[:limit]
+        lines = [f"  {printable(found.key)}: {found.kind}: {printable(found.detail)}" for found in shown]
+        if len(self.differences) > len(shown):
+            lines.append(f"  … and {len(self.differences) - len(shown)} more (all with --json)")
+        return lines + [f"  not compared: {what}" for what in self.unknown]
+
+    def table(self, sort: str = "relative", top: int | None = MAX_SHOWN, bars: bool = False) -> str:
+        """What moved, a line a row; `bars` draws how far in place of the numbers beside it."""
+        return text_table(self.rows(sort), top, bars)
+
+    def __str__(self) -> str:
+        return "\n".join(line for line in (self.headline(), self.table(), *self.details()) if line)
+
+    def __repr__(self) -> str:
+        return f"Comparison({self.headline()})"
+
+    def _repr_html_(self) -> str:
+        return html_table(self.headline(), self.rows(), self.details())

@@ -1,0 +1,145 @@
+"""Reading tensors side by side, tile by tile, to learn something of each: what compare() and stats() do.
+
+Tiles are filled by the one mover, into memory that each worker reuses; how large they are follows from the budget.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from math import prod
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from . import dtypes
+from .errors import MemoryBudgetError
+from .graph.base import pieces
+from .graph.boxes import Box, box_dims, full_box, tiles
+from .graph.compute import Computed
+from .graph.node import Node
+from .move import workers
+from .move.tiling import glue, pieces_of, tile_limit
+from .sizes import format_nbytes, parse_size
+
+if TYPE_CHECKING:
+    import torch
+
+PREFERRED_TILE_NBYTES = 8 << 20
+MOST_NBYTES = 32 << 20  # of a tile that must stay whole, to read rows of the source once
+SMALLEST_TILE_NBYTES = 64 << 10
+CHUNK = 1 << 16  # elements that are computed with at a time: their temporaries stay in a core's cache
+_FIXED_NBYTES = 8 << 20  # for each worker: the mover's blocks, temporaries of a chunk
+_COMPUTED_NBYTES = 20 << 20  # more where values are computed on the way, as in a save
+
+Group = Sequence[Node]  # tensors of one shape, read side by side
+
+
+class Tile(NamedTuple):
+    """A box of every tensor of a group, dense; the memory is reused after the call."""
+
+    number: int  # of the group
+    box: Box
+    tensors: list[torch.Tensor]
+
+
+def stream(
+    groups: Sequence[Group],
+    visit: Callable[[Tile], Any],
+    num_workers: int | None = None,
+    max_memory: int | str = "128MB",
+    report: Callable[[int, int], None] | None = None,
+) -> None:
+    """Call `visit` on tiles that cover every group once, from several threads; a group's tiles come in any order.
+
+    Args:
+        groups: tensors of one shape each; groups without elements are left out.
+        visit: takes a Tile whose tensors are valid during the call.
+        num_workers: threads; None uses the CPUs there are, as far as `max_memory` allows.
+        max_memory: bytes that tiles and temporaries take at most, or "128MB".
+        report: called as report(done_nbytes, total_nbytes) of the first tensors.
+
+    Raises:
+        MemoryBudgetError: `max_memory` is less than one worker needs.
+    """
+    crew, most = _crew(groups, num_workers, parse_size(max_memory))
+    total = sum(group[0].nbytes for group in groups)
+    done, lock, own = 0, threading.Lock(), threading.local()
+
+    def work(job: tuple[int, Box]) -> None:
+        nonlocal done
+        number, box = job
+        if not hasattr(own, "buffers"):
+            own.buffers = {}
+        visit(Tile(number, box, [_filled(node, box, k, own.buffers) for k, node in enumerate(groups[number])]))
+        with lock:
+            done += prod(box_dims(box)) * groups[number][0].itemsize
+            if report is not None:
+                report(done, total)
+
+    workers.run(_jobs(groups, most), work, crew)
+
+
+def _crew(groups: Sequence[Group], num_workers: int | None, budget: int) -> tuple[int, int]:
+    """How many workers the budget feeds, and how large a tile of one tensor may be."""
+    sides = max((len(group) for group in groups), default=1)
+    fixed = _FIXED_NBYTES + (_COMPUTED_NBYTES if any(_is_computed(node) for group in groups for node in group) else 0)
+    smallest = fixed + sides * SMALLEST_TILE_NBYTES
+    if budget < smallest:
+        raise MemoryBudgetError(
+            f"max_memory of {format_nbytes(budget)} is too little to read {sides} tensor"
+            f"{'s side by side' if sides > 1 else ''}; the smallest that would do is {smallest} bytes"
+        )
+    wanted = num_workers or workers.default_workers()
+    useful = fixed + sides * min(PREFERRED_TILE_NBYTES, 1 << 20)
+    crew = max(1, min(wanted, budget // useful))
+    return crew, min(MOST_NBYTES, (budget // crew - fixed) // sides)
+
+
+def _is_computed(node: Node) -> bool:
+    """Whether a tensor's first element is computed; as a rule its others are then as well."""
+    if not all(node.dims):
+        return False
+    first = tuple(range(1) for _ in node.dims)
+    return any(isinstance(piece.node.op, Computed) for piece in pieces(node, first, 0, (1,) * len(first)))
+
+
+def _jobs(groups: Sequence[Group], most: int) -> Iterator[tuple[int, Box]]:
+    """Tiles of every group, cut so that the side with transposed rows reads them whole."""
+    for number, group in enumerate(groups):
+        if not all(group[0].dims):
+            continue
+        widest = max(group, key=lambda node: node.itemsize)
+        box, room = full_box(widest.dims), min(PREFERRED_TILE_NBYTES, most)
+        limit = max(tile_limit(node, box, room, most) for node in group)
+        for tile in tiles(box, widest.itemsize, min(limit, most)):
+            yield number, tile
+
+
+def _filled(node: Node, box: Box, place: int, buffers: dict[int, torch.Tensor]) -> torch.Tensor:
+    """A box of a node in this worker's memory for the group's tensor number `place`."""
+    import torch
+
+    from .move.fill import fill
+
+    dims = box_dims(box)
+    nbytes = prod(dims) * node.itemsize
+    if place not in buffers or buffers[place].numel() < nbytes:
+        buffers[place] = torch.empty(nbytes, dtype=torch.uint8)
+    tile = buffers[place][:nbytes].view(dtypes.to_torch(node.code)).view(dims)
+    fill(tile, glue(pieces_of(node, box)))
+    return tile
+
+
+def chunks(tensor: torch.Tensor) -> Iterator[torch.Tensor]:
+    """A dense tensor's elements in order, CHUNK at a time."""
+    flat = tensor.view(-1)
+    for start in range(0, flat.numel(), CHUNK):
+        yield flat[start : start + CHUNK]
+
+
+def place_in(box: Box, flat: int) -> tuple[int, ...]:
+    """The index in the tensor of element number `flat` of a box."""
+    index = []
+    for axis in reversed(box):
+        flat, at = divmod(flat, len(axis))
+        index.append(axis[at])
+    return tuple(reversed(index))

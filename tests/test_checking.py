@@ -1,0 +1,109 @@
+"""verify DIR: every flipped bit is found and named, against nothing but the folder's own manifest."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from checkpoints import random_hf, write
+
+import lazysd
+from lazysd import checking
+from lazysd.checking import check_folder
+from lazysd.cli.main import main
+from lazysd.errors import MissingShardError
+
+
+@pytest.fixture(scope="module")
+def written(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    at = tmp_path_factory.mktemp("checking")
+    src = write(at / "src", random_hf(layers=2), config={"model_type": "qwen3_moe", "num_experts": 3})
+    (src / "tokenizer.json").write_text('{"a": 1}')
+    (src / "sub").mkdir()
+    (src / "sub" / "x.json").write_text("{}")
+    lazysd.open(src).save(at / "out", max_shard_size=600)
+    return at / "out"
+
+
+def test_a_whole_folder(written: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    found = check_folder(written)
+    assert found.sound
+    assert found.num_tensors == len(lazysd.open(written))
+    assert found.strangers == []
+    assert found.nbytes == sum(p.stat().st_size for p in written.rglob("*") if p.is_file() and "manifest" not in p.name)
+    assert main(["verify", str(written)]) == 0
+    assert f"verified: {written} is as it was written: {found.num_tensors} tensors" in capsys.readouterr().out
+    assert main(["verify", str(written), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["sound"] is True
+
+
+def test_every_byte_of_every_file(written: Path, tmp_path: Path) -> None:
+    copy = tmp_path / "copy"
+    shutil.copytree(written, copy)
+    spots = [(path, at) for path in sorted(copy.rglob("*")) if path.is_file() for at in _places(path)]
+    assert len(spots) > 200
+    for number, (path, at) in enumerate(spots):
+        data = bytearray(path.read_bytes())
+        data[at] ^= 1 << number % 8
+        path.write_bytes(data)
+        found = check_folder(copy)
+        assert {fault.file for fault in found.faults} == {str(path.relative_to(copy))}, (path, at)
+        data[at] ^= 1 << number % 8
+        path.write_bytes(data)
+    assert check_folder(copy).sound
+
+
+def _places(path: Path) -> list[int]:
+    size = path.stat().st_size
+    return sorted({0, size - 1, *range(0, size, max(1, size // 40))})
+
+
+def test_a_changed_tensor_is_named(written: Path, tmp_path: Path, capsys: Any) -> None:
+    copy = tmp_path / "copy"
+    shutil.copytree(written, copy)
+    key = "model.layers.1.mlp.experts.2.up_proj.weight"
+    (file, offset, _), *_ = lazysd.open(copy)[key].reads()
+    path = Path(file)
+    data = bytearray(path.read_bytes())
+    data[offset + 3] ^= 4
+    path.write_bytes(data)
+    assert [(fault.file, fault.what) for fault in check_folder(copy).faults] == [(path.name, key)]
+    assert main(["verify", str(copy)]) == 1
+    out = capsys.readouterr().out
+    assert "DAMAGED" in out
+    assert f"{path.name}: {key}: its bytes are not those that were written" in out
+
+
+def test_files_that_come_and_go(written: Path, tmp_path: Path) -> None:
+    copy = tmp_path / "copy"
+    shutil.copytree(written, copy)
+    (copy / "new.txt").write_text("x")
+    assert check_folder(copy).strangers == ["new.txt"]
+    assert check_folder(copy).sound
+    shutil.move(copy / "tokenizer.json", tmp_path / "t.json")
+    (copy / "tokenizer.json").symlink_to(tmp_path / "t.json")
+    assert [fault.detail.split(";")[0] for fault in check_folder(copy).faults] == ["is a link"]
+    (copy / "tokenizer.json").unlink()
+    assert [fault.detail.split(";")[0] for fault in check_folder(copy).faults] == ["is missing"]
+    (copy / "tokenizer.json").write_text("longer than before")
+    assert "bytes" in check_folder(copy).faults[0].detail
+
+
+@pytest.mark.parametrize("piece", [1, 7, 64])
+def test_pieces_of_any_size(written: Path, piece: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(checking, "_PIECE_NBYTES", piece * 16)
+    monkeypatch.setattr(checking, "_BUFFER_NBYTES", piece)
+    assert check_folder(written, num_workers=3).sound
+
+
+def test_without_a_manifest(tmp_path: Path, capsys: Any) -> None:
+    src = write(tmp_path / "src", {"w": torch.ones(2)})
+    with pytest.raises(MissingShardError, match=r"lazysd\.manifest\.json"):
+        check_folder(src)
+    assert main(["verify", str(src)]) == 3
+    assert main(["verify", str(src), "--to", "hf"]) == 3
+    assert "need --against SRC" in capsys.readouterr().err

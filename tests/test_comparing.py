@@ -1,0 +1,162 @@
+"""compare(): distances against plain torch in float64, whatever the tiles, workers, layouts and dtypes."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from checkpoints import expert_key, write
+
+import lazysd
+from lazysd import reduction
+from lazysd.cli.main import main
+from lazysd.errors import MemoryBudgetError
+
+DTYPES = [torch.float32, torch.bfloat16, torch.float16, torch.float64, torch.float8_e4m3fn, torch.int8, torch.int64]
+
+
+def two(dtype: torch.dtype, dims: tuple[int, ...] = (37, 53)) -> tuple[torch.Tensor, torch.Tensor]:
+    torch.manual_seed(0)
+    a = torch.randn(dims) * 20
+    b = a.clone()
+    b[3:9] += torch.randn(b[3:9].shape)
+    return a.to(dtype), b.to(dtype)
+
+
+def assert_measured(found: Any, a: torch.Tensor, b: torch.Tensor, changed: int) -> None:
+    x, y = a.double(), b.double()
+    good = x.isfinite() & y.isfinite()
+    x, y = x.where(good, 0.0), y.where(good, 0.0)
+    assert found.num_elements == a.numel()
+    assert found.num_changed == changed
+    assert found.norm == pytest.approx(float(x.norm()), rel=1e-12)
+    assert found.other_norm == pytest.approx(float(y.norm()), rel=1e-12)
+    assert found.delta_norm == pytest.approx(float((y - x).norm()), rel=1e-12)
+    assert found.max_delta == float((y - x).abs().max())
+    cosine = float((x * y).sum() / x.norm() / y.norm())
+    assert found.cosine == pytest.approx(cosine, rel=1e-12)
+    assert found.relative == pytest.approx(float((y - x).norm() / x.norm()), rel=1e-12)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize(("tile", "chunk", "workers"), [(8 << 20, 1 << 16, 1), (256, 7, 3), (4096, 64, 2)])
+def test_against_torch(dtype: torch.dtype, tile: int, chunk: int, workers: int, monkeypatch: Any) -> None:
+    monkeypatch.setattr(reduction, "PREFERRED_TILE_NBYTES", tile)
+    monkeypatch.setattr(reduction, "MOST_NBYTES", tile)
+    monkeypatch.setattr(reduction, "CHUNK", chunk)
+    a, b = two(dtype)
+    found = lazysd.compare({"t": a}, {"t": b}, workers=workers)
+    bits = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}[a.element_size()]
+    changed = int((a.view(bits) != b.view(bits)).sum())
+    assert not found.equal
+    assert found.differences[0].num_different == changed
+    assert_measured(found.magnitudes["t"], a, b, changed)
+
+
+def test_nan_and_infinity_are_counted_and_left_out() -> None:
+    a, b = two(torch.float32)
+    a[0, 0], a[4, 1], b[5, 5], b[6, 6], b[0, 0] = math.nan, math.inf, -math.inf, math.nan, math.nan
+    found = lazysd.compare({"t": a}, {"t": b}).magnitudes["t"]
+    assert (found.num_nan, found.num_inf) == ((1, 2), (1, 1))
+    assert_measured(found, a, b, int((a.view(torch.int32) != b.view(torch.int32)).sum()))
+    assert "1 and 2 NaN, 1 and 1 inf" in str(lazysd.compare({"t": a}, {"t": b}))
+
+
+def test_huge_values_do_not_overflow() -> None:
+    a = torch.tensor([3e38, 1.0])
+    found = lazysd.compare({"t": a}, {"t": -a}).magnitudes["t"]
+    assert found.relative == pytest.approx(2)
+    assert found.cosine == pytest.approx(-1)
+
+
+def test_across_dtypes_and_with_tolerance() -> None:
+    a, _ = two(torch.float32)
+    half = a.to(torch.bfloat16)
+    found = lazysd.compare({"t": a}, {"t": half})
+    assert [difference.kind for difference in found.differences] == ["dtype"]
+    assert_measured(found.magnitudes["t"], a, half, int((a.double() != half.double()).sum()))
+    most = found.magnitudes["t"].max_delta
+    assert lazysd.compare({"t": a}, {"t": half}, tolerance=most).equal
+    assert not lazysd.compare({"t": a}, {"t": half}, tolerance=most * 0.999).equal
+    assert lazysd.compare({"t": a}, {"t": a + 1e-6}, tolerance=1e-3).equal
+    nan = a.clone()
+    nan[0, 0] = math.nan
+    assert not lazysd.compare({"t": a}, {"t": nan}, tolerance=1e3).equal
+
+
+def finetunes(tmp_path: Path) -> tuple[str, str]:
+    torch.manual_seed(1)
+    made = {
+        expert_key(e, w, layer): torch.randn(6, 6)
+        for layer in range(12)
+        for e in range(11)
+        for w in ("gate", "up", "down")
+    }
+    moved = {key: value + (0.2 if ".layers.2." in key else 0.01) * torch.randn(6, 6) for key, value in made.items()}
+    config = {"model_type": "qwen3_moe", "num_experts": 11, "hidden_size": 6, "moe_intermediate_size": 6}
+    write(tmp_path / "a", made, config=config)
+    write(tmp_path / "b", moved, config=config)
+    return str(tmp_path / "a"), str(tmp_path / "b")
+
+
+def test_what_moved_most_is_read_off_the_first_screen(tmp_path: Path, capsys: Any) -> None:
+    a, b = finetunes(tmp_path)
+    assert main(["diff", a, b, "--stat"]) == 1
+    out = capsys.readouterr().out.splitlines()
+    assert out[0] == "0 tensors equal, 396 values"
+    assert all("model.layers.2.mlp.experts.{0-10}." in line for line in out[1:4])
+    assert len(out) == 1 + 20 + 1
+    assert "█" * 20 in out[1]
+    assert "16 rows that moved less" in out[-1]
+    relative = [float(line.split("|")[1].split()[0]) for line in out[1:5]]
+    assert 15 < relative[2] / relative[3] < 25
+    assert main(["diff", a, b, "--sort", "name", "--top", "2"]) == 1
+    out = capsys.readouterr().out
+    assert "model.layers.0.mlp.experts.{0-10}.down_proj.weight" in out
+    assert main(["diff", a, b, "--json"]) == 1
+    assert len(json.loads(capsys.readouterr().out)["magnitudes"]) == 396
+    assert main(["diff", a, b, "--tolerance", "5"]) == 0
+
+
+def test_across_layouts(tmp_path: Path) -> None:
+    a, b = finetunes(tmp_path)
+    lazysd.open(b).convert("nemo").save(tmp_path / "n")
+    plain, across = lazysd.compare(a, b), lazysd.compare(a, tmp_path / "n")
+    assert plain.magnitudes == across.magnitudes
+    assert [row.name for row in plain.rows()] == [row.name for row in across.rows()]
+
+
+def test_only_in_one(tmp_path: Path) -> None:
+    found = lazysd.compare({"a": torch.ones(1), "b": torch.ones(1)}, {"b": torch.ones(1), "c": torch.ones(1)})
+    assert [(d.key, d.kind, d.detail) for d in found.differences] == [
+        ("c", "missing", "only in B"),
+        ("a", "extra", "only in A"),
+    ]
+    assert found.num_equal == 1
+
+
+def test_html_escapes_names() -> None:
+    html = lazysd.compare({"<b>0": torch.ones(3)}, {"<b>0": torch.zeros(3)})._repr_html_()
+    assert "<b>" not in html
+    assert "&lt;b&gt;0" in html
+
+
+def test_a_budget_is_kept(tmp_path: Path) -> None:
+    a, b = finetunes(tmp_path)
+    with pytest.raises(MemoryBudgetError, match="the smallest that would do is"):
+        lazysd.compare(a, b, max_memory="1MB")
+    assert main(["diff", a, b, "--max-memory", "1MB"]) == 2
+    assert main(["verify", a, "--against", b, "--max-memory", "1MB"]) == 2
+    assert main(["diff", a, a, "--max-memory", "10MB"]) == 0
+
+
+def test_misuse() -> None:
+    with pytest.raises(TypeError, match="checkpoints, paths or mappings"):
+        lazysd.compare(3, {})
+    with pytest.raises(ValueError, match="sort is one of"):
+        lazysd.compare({}, {}).rows("size")
+    assert main(["diff", "x", "y", "--no-values", "--stat"]) == 3
