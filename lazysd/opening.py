@@ -36,7 +36,8 @@ def open(
     Args:
         path: a .safetensors file, a folder, an index.json file, an adapter folder, a folder written by
             torch.distributed.checkpoint.save, a file of torch.save (no code of it runs), a model in the hub cache
-            ("org/name"), or files in memory: bytes, or a mapping of file names to bytes.
+            ("org/name"), files in memory (bytes, or a mapping of file names to bytes), a folder or file of a web server
+            ("https://host/path/", read by range requests), or a model of the hub ("hf://org/name@revision").
         io: "mmap" returns plain tensors as zero-copy views where the files can be mapped; "pread" always copies. The
             bytes are the same.
         follow_links: also follow links that lead out of the folder. Without it, they are refused where the checkpoint

@@ -138,8 +138,8 @@ class CudaLane(Lane):
             for held, offset in parts
             for at in range(0, len(held), READ_NBYTES)
         ]
-        if len(chunks) == 1:
-            super().read(file, chunks)
+        if len(chunks) == 1 or file.cost.num_in_flight > 1:  # such a file reads many at a time by itself
+            super().read(file, parts)
         else:
             list(_readers().map(lambda chunk: file.read([chunk]), chunks))  # list() raises what a reader raised
 

@@ -98,10 +98,11 @@ def fill_all(wanted: Sequence[tuple[Node, torch.Tensor]]) -> None:
 
     from .fill import fill, fill_node
 
-    crew = workers.default_workers()
+    in_flight = max((_num_in_flight(node) for node, _ in wanted), default=1)
+    crew = max(workers.default_workers(), in_flight)
     on_cpu = all(target.device.type == "cpu" for _, target in wanted)
     nbytes = sum(node.nbytes for node, _ in wanted)
-    if crew == 1 or not on_cpu or nbytes < PARALLEL_MIN_NBYTES:
+    if crew == 1 or not on_cpu or (nbytes < PARALLEL_MIN_NBYTES and in_flight == 1):
         for node, target in wanted:
             fill_node(target, node)
         return
@@ -112,14 +113,24 @@ def fill_all(wanted: Sequence[tuple[Node, torch.Tensor]]) -> None:
         with torch.inference_mode(inference):
             fill(*job)
 
-    shares: Iterable[tuple[torch.Tensor, list[Piece]]] = _shares(wanted)
+    share_nbytes = SHARE_NBYTES if in_flight == 1 else min(SHARE_NBYTES, -(-nbytes // in_flight))
+    shares: Iterable[tuple[torch.Tensor, list[Piece]]] = _shares(wanted, share_nbytes)
     if nbytes <= TILE_NBYTES:
         shares = list(shares)  # there may be one only, such as a whole file range
         crew = min(crew, len(shares))
     workers.run(shares, work, crew)
 
 
-def _shares(wanted: Iterable[tuple[Node, torch.Tensor]]) -> Iterator[tuple[torch.Tensor, list[Piece]]]:
+def _num_in_flight(node: Node) -> int:
+    """Reads that a node's source bears at a time; its first leaf speaks for all."""
+    while node.inputs:
+        node = node.inputs[0]
+    return node.op.file.cost.num_in_flight if isinstance(node.op, FileRange) else 1
+
+
+def _shares(
+    wanted: Iterable[tuple[Node, torch.Tensor]], share_nbytes: int
+) -> Iterator[tuple[torch.Tensor, list[Piece]]]:
     """Work for one thread at a time: a tile of a large tensor, some of the pieces of a smaller one."""
     for node, target in wanted:
         whole, strides, start = full_box(node.dims), target.stride(), int(target.storage_offset())
@@ -133,7 +144,7 @@ def _shares(wanted: Iterable[tuple[Node, torch.Tensor]]) -> Iterator[tuple[torch
         for piece in pieces(node, whole, start, strides):
             share.append(piece)
             nbytes += prod(box_dims(piece.box)) * node.itemsize
-            if nbytes >= SHARE_NBYTES:
+            if nbytes >= share_nbytes:
                 yield target, share
                 share, nbytes = [], 0
         if share:

@@ -85,13 +85,15 @@ class Plan:
         return "nothing: every bit can be converted back"
 
 
-def _crew(asked: int | None, wanted_nbytes: int, room_nbytes: int, extra_nbytes: int) -> tuple[int, int, int]:
+def _crew(
+    asked: int | None, usual: int, wanted_nbytes: int, room_nbytes: int, extra_nbytes: int
+) -> tuple[int, int, int]:
     """(workers, threads, bytes a buffer may have), so that every thread's buffer and extra fit the room.
 
     A buffer of `wanted_nbytes` reads rows of the source whole. For that the spare thread goes first, then workers that
     nobody asked for by number.
     """
-    counts = [asked] if asked else range(crew.default_workers(), 0, -1)
+    counts = [asked] if asked else range(usual, 0, -1)
     for limit in (wanted_nbytes, SMALLEST_TILE_NBYTES):
         for workers in counts:
             for threads in (workers + 1, workers) if workers > 1 else (1,):
@@ -140,7 +142,7 @@ def make_plan(
             f"the smallest that would do is {-(-smallest // 1_000_000)}MB"
         )
     wanted = max(PREFERRED_TILE_NBYTES, max((natural_nbytes(unit) for s in shards for unit in s.units), default=0))
-    num_workers, threads, most = _crew(workers, wanted, budget - base, SCRATCH_NBYTES + computed)
+    num_workers, threads, most = _crew(workers, proof.num_workers(), wanted, budget - base, SCRATCH_NBYTES + computed)
     most = min(most, max(wanted, proof.largest_nbytes))
     read_nbytes = biggest = 0
     for number, shard in enumerate(shards):
@@ -202,6 +204,11 @@ class _Proof:
             elif isinstance(op, (FileRange, InMemory)):
                 self.leaves[id(piece.node)] = piece.node
                 self.boxes.setdefault(id(piece.node), []).append(piece.box)
+
+    def num_workers(self) -> int:
+        """Threads used when nobody says: the CPUs there are, or the reads that the sources bear at a time."""
+        in_flight = (leaf.op.file.cost.num_in_flight for leaf in self.leaves.values() if isinstance(leaf.op, FileRange))
+        return max(crew.default_workers(), *in_flight, 1)
 
     def notes(self, source_nbytes: int | None) -> Iterator[str]:
         """What does not come back on the way back, although no value that is written changes."""

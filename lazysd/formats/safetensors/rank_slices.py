@@ -52,7 +52,6 @@ def read(folder: Folder, names: list[str]) -> Contents:
     for name in names:
         file = folder.store.open(name)
         header = read_header(file)
-        file.check_unchanged()
         files.append(file)
         metadata |= {field: text for field, text in header.metadata.items() if field != INFO}
         offsets = _offsets(file, header)
