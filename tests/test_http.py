@@ -376,7 +376,7 @@ def test_the_hub(golden: Path, tmp_path: Path) -> None:
         assert done.returncode == 0, done.stderr
         lines = done.stdout.splitlines()
         assert lines[0] == f"hf://org/name@{'a' * 40} hf 57 config.json generation_config.json"
-        assert "1 folders with weights of their own are left out" in lines[1]
+        assert "left out, 1 folder: 'hf://org/name@" in lines[1]
         assert lines[2:] == ["[1.0, 1.0, 1.0]", "['x']"]
         assert any("/org/name/resolve/" + "a" * 40 in path for path, _ in server.requests)
         assert "Bearer hf_test" in server.tokens

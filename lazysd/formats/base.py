@@ -44,6 +44,7 @@ class Contents(NamedTuple):
     metadata: dict[str, str]
     used: frozenset[str]  # names of the folder's files that went into this
     remarks: tuple[str, ...] = ()  # sentences for the user: what is left out, and which evidence decided
+    named: frozenset[str] = frozenset()  # files that a remark names, and that need no other
 
 
 class Folder:
@@ -92,8 +93,13 @@ class Container(Protocol):
         ...
 
 
+def plural(count: int, what: str) -> str:
+    """ "1 file", "2 files"."""
+    return f"{count} {what}{'' if count == 1 else 's'}"
+
+
 def sentence(count: int, what: str, names: Iterable[str]) -> str:
     """ "3 tensors: 'a', 'b', 'c'": a count, and the first few names."""
     from ..stores.strict_json import listing
 
-    return f"{count} {what}{'' if count == 1 else 's'}: {listing(list(names))}"
+    return f"{plural(count, what)}: {listing(list(names))}"

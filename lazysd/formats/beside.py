@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 from ..stores.base import File
 from ..stores.strict_json import listing, read_json
-from .base import WEIGHTS, Contents, Folder
+from .base import WEIGHTS, Contents, Folder, sentence
 
 CONFIG = "config.json"
 MANIFEST = "lazysd.manifest.json"  # of the save that made this folder; the next one writes its own
@@ -54,7 +54,7 @@ def beside(folder: Folder, contents: Contents) -> Beside:
     if folder.named is not None and folder.named in {file.name for file in contents.files}:
         taken = [folder.store.open(name) for name in _ADAPTER_FILES if is_adapter and folder.store.has(name)]
         return Beside(config, said, stamp, tuple(taken), ())
-    sides, remarks = _sorted_out(folder, contents.used, is_adapter)
+    sides, remarks = _sorted_out(folder, contents, is_adapter)
     return Beside(config, said, stamp, tuple(sides), tuple(remarks))
 
 
@@ -72,9 +72,9 @@ def _reads_adapter(folder: Folder, contents: Contents, config: dict[str, Any] | 
     return config is None and not any(_ADAPTER_WEIGHTS.fullmatch(name) for name in folder.ending(*WEIGHTS))
 
 
-def _sorted_out(folder: Folder, used: frozenset[str], is_adapter: bool) -> tuple[list[File], list[str]]:
+def _sorted_out(folder: Folder, contents: Contents, is_adapter: bool) -> tuple[list[File], list[str]]:
     """(side files, remarks on everything else)."""
-    left = [name for name in folder.listing.files if name not in used and name != MANIFEST]
+    left = [name for name in folder.listing.files if name not in contents.used and name != MANIFEST]
     weights = [name for name in left if _holds_weights(name)]
     rooms = {os.path.dirname(name) for name in weights} - {""}  # a subfolder is copied whole, or left out whole
     inside = [name for name in left if any(name.startswith(room + "/") for room in rooms)]
@@ -87,16 +87,16 @@ def _sorted_out(folder: Folder, used: frozenset[str], is_adapter: bool) -> tuple
         names = listing([*adapters, *about_adapters])
         step = f"open it by its own path, {here}/{adapters[0]}" if adapters else "it has no weights here"
         remarks.append(f"{here} holds a model, which was read, and an adapter, which is left out ({names}); {step}")
-    others = [name for name in beside_it if name not in adapters]
+    others = [name for name in beside_it if name not in adapters and name not in contents.named]
     if others:
         remarks.append(
-            f"{len(others)} files of weights in {here} were not read and are not copied: {listing(others)}; "
-            "open them by their own paths"
+            f"not read and not copied from {here}, {sentence(len(others), 'file', others)}, of weights; "
+            "to read one, open it by its own path"
         )
     if rooms:
         remarks.append(
-            f"{len(rooms)} folders with weights of their own are left out: "
-            f"{listing(sorted(f'{here}/{room}' for room in rooms))}; open them by their own paths"
+            f"left out, {sentence(len(rooms), 'folder', sorted(f'{here}/{room}' for room in rooms))}, with weights "
+            "inside; to read one, open it by its own path"
         )
     remarks += _on_others(folder)
     gone = {*inside, *weights, *about_adapters}

@@ -90,7 +90,10 @@ def read_archive(file: File) -> tuple[dict[str, StoredTensor], list[str]]:
     others: list[str] = []
     try:
         for key, value in _flat(archive.pickle(), file.path):
-            tensor = stored_tensor(value)
+            try:
+                tensor = stored_tensor(value)
+            except UnsupportedCheckpointError as error:
+                raise UnsupportedCheckpointError(f"cannot open {file.path}: {show(key)}: {error}") from None
             if tensor is None:
                 others.append(key)
             elif key in stored:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from itertools import pairwise
-from math import prod
+from math import gcd, prod
 from typing import TYPE_CHECKING, TypeVar
 
 from ..errors import FormatError, UnsupportedCheckpointError
@@ -57,21 +57,23 @@ def _part(kind: type[N], key: str, code: str, chunk: Chunk) -> N:
     if all(strides[axis] == pitch for axis, pitch in enumerate(row_major(dims)) if axis in long):
         return kind(FileRange(chunk.file, chunk.offset), (), dims, code)
     order = sorted(long, key=lambda axis: -strides[axis])
-    pitches = [strides[axis] for axis in order]
-    stored = [dims[order[0]]]
-    for (wide, narrow), axis in zip(pairwise(pitches), order[1:], strict=True):
-        if not narrow or wide % narrow or wide // narrow < dims[axis]:
+    pitch = strides[order[0]]  # of the axis of the leaf that was made last, in elements
+    stored, box = [dims[order[0]]], [range(dims[order[0]])]
+    for axis in order[1:]:
+        finer = gcd(pitch, strides[axis])
+        step = strides[axis] // finer
+        stored.append(pitch // finer)
+        if (dims[axis] - 1) * step >= stored[-1] or not step:
             raise UnsupportedCheckpointError(
                 f"{show(key)}: elements of shape {show(list(dims))} with strides {show(list(strides))} overlap or lie "
-                "askew in its storage; save a contiguous() tensor"
+                "askew in their storage; save a contiguous() tensor"
             )
-        stored.append(wide // narrow)
-    if not pitches[-1]:
+        box.append(range(0, (dims[axis] - 1) * step + 1, step))
+        pitch = finer
+    if not pitch:
         raise UnsupportedCheckpointError(f"{show(key)}: it is an expanded view; save a contiguous() tensor")
-    stored.append(pitches[-1])
-    leaf = kind(FileRange(chunk.file, chunk.offset), (), tuple(stored), code)
-    box = (*(range(dims[axis]) for axis in order), range(1))
-    found = slice_(leaf, box, drop=(len(order),))
+    leaf = kind(FileRange(chunk.file, chunk.offset), (), (*stored, pitch), code)
+    found = slice_(leaf, (*box, range(1)), drop=(len(order),))
     natural: Dims = tuple(order.index(axis) for axis in long)
     return reshape(build(Permute(natural), (found,)), dims)
 

@@ -41,7 +41,7 @@ class Safetensors:
         metadata, differing = merged_metadata(headers)
         used = {*shards.names, *([shards.index_name] if shards.index_name else [])}
         tensors = _tensors(headers, shards.weight_map)
-        return Contents(tensors, tuple(files), metadata, frozenset(used), (*remarks, *differing))
+        return Contents(tensors, tuple(files), metadata, frozenset(used), (*remarks, *differing), shards.named)
 
 
 def read_headers(files: Iterable[File]) -> dict[File, Header]:

@@ -32,6 +32,7 @@ class ShardSet(NamedTuple):
     index_name: str | None = None
     index_metadata: Mapping[str, Any] = {}
     remarks: tuple[str, ...] = ()
+    named: frozenset[str] = frozenset()  # files that the remarks name
 
 
 def find_shards(folder: Folder) -> ShardSet:
@@ -64,7 +65,7 @@ def find_shards(folder: Folder) -> ShardSet:
             f"{folder.path} holds both {whole} and the {len(shards.names)} shards of {chosen}: the shards were read, "
             f"and {whole} was not (some programs read that one); open it by its own path if it is the one you mean"
         )
-        shards = shards._replace(remarks=(remark,))
+        shards = shards._replace(remarks=(remark,), named=frozenset((whole,)))
     return shards
 
 
