@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from . import layouts
 from .errors import LayoutError, MissingTensorError
 from .facts import Facts
+from .measuring import Measuring
 from .nearest import did_you_mean
 from .sizes import format_nbytes
 from .tensor.lazy import LazyTensor
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
     from .stores.base import File
 
 
-class Checkpoint(Mapping[str, LazyTensor]):
+class Checkpoint(Measuring, Mapping[str, LazyTensor]):
     """A state dict that has not been read: keys in file order, values lazy.
 
     Everything that returns a Checkpoint (`select`, `drop`, `rename`, `map`, `|`, `convert`) is a view over the same

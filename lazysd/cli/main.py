@@ -15,9 +15,9 @@ from typing import NoReturn
 
 from .. import errors
 from .._version import __version__
-from . import convert, diff, inspect, layouts, merge, plan, show, verify
+from . import convert, diff, inspect, layouts, merge, plan, show, stats, verify
 
-COMMANDS = (inspect, layouts, plan, convert, merge, verify, diff, show)
+COMMANDS = (inspect, layouts, plan, convert, merge, verify, diff, show, stats)
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)  # of stdout, where no error of ours says more
 _WRITING = (errors.OutputExistsError, errors.NoSpaceError, errors.WriteError, errors.ResumeMismatchError)
 

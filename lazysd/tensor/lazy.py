@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from .casting import Casting
 from .operators import Operators
 from .parting import Parting
 from .shaping import Shaping
+
+if TYPE_CHECKING:
+    from ..stats import Stats
 
 
 class LazyTensor(Operators, Shaping, Parting, Casting):
@@ -29,6 +32,30 @@ class LazyTensor(Operators, Shaping, Parting, Casting):
         from .indexing import index
 
         return index(self, key)
+
+    def stats(self, max_memory: int | str = "128MB", workers: int | None = None) -> Stats:
+        """What its values are like: min, max, mean, std, zeros, NaN, quantiles, a histogram.
+
+        Reads the tensor once, tile by tile, in `max_memory` bytes; nothing is kept.
+
+        >>> import torch, lazysd
+        >>> found = lazysd.from_torch(torch.tensor([0.0, 1.0, 3.0, float("nan")])).stats()
+        >>> found.max, found.num_zeros, found.num_nan
+        (3.0, 1, 1)
+
+        Args:
+            max_memory: bytes for tiles and temporaries, or "128MB".
+            workers: threads; None uses the CPUs there are, as far as `max_memory` allows.
+
+        Raises:
+            TypeError: the elements are no real numbers. MemoryBudgetError: `max_memory` is too little.
+        """
+        from ..stats import stats_of
+
+        found = stats_of({"": self}, workers, max_memory)
+        if not found:
+            raise TypeError(f"stats() needs real numbers, and the elements are {self.code}")
+        return found[""]
 
     def __getattr__(self, name: str) -> Any:  # every other method of torch.Tensor: it reads. Looking it up does not
         if name.startswith("__"):
