@@ -58,10 +58,12 @@ def convert_adapter(
     if plain and (straight := compose(origin, target, tensors)) is not None:
         check_pairs(tensors, origin)
         return apply_composed(tensors, straight, sizes, firsts or {}), adapter
-    hub = to_hub(tensors, origin, sizes, adapter, merge_rank, firsts)
+    covered = {rule.hf for rule in target.rules}  # what the target's rules check on the way from the hub
+    beyond = any(rule.hf not in covered for rule in origin.rules)
+    hub = to_hub(tensors, origin, sizes, adapter, merge_rank, firsts, target.is_hub or beyond)
     held = adapted(hub, origin, adapter, merge_rank)
     stays = origin is target and not merge_rank  # gate and up need not share a lora_A where they stay apart
-    made = dict(tensors) if stays else from_hub(hub, target, sizes, firsts)
+    made = dict(tensors) if stays else from_hub(hub, target, sizes, firsts, beyond)
     return made, adapter_config_for(target, adapter, held, origin)
 
 
@@ -72,14 +74,16 @@ def to_hub(
     adapter: AdapterConfig = NO_ADAPTER,
     merge_rank: bool = False,
     firsts: Mapping[str, int] | None = None,
+    check: bool = True,
 ) -> Mapping[str, LazyTensor]:
-    """To the hub: Hugging Face's per-expert weights, NeMo's grouped LoRA. A hub is checked, though nothing changes."""
+    """To the hub: Hugging Face's per-expert weights, NeMo's grouped LoRA. `check` a hub though nothing changes."""
     if merge_rank and not origin.merged:
         raise LayoutError(
             f"merge_rank keeps gate and up apart that do not share a lora_A; in layout {origin.name!r} they share it"
         )
     if origin.is_hub:
-        check_passing(tensors, origin, sizes, firsts or {})
+        if check:
+            check_passing(tensors, origin, sizes, firsts or {})
         check_pairs(tensors, origin)
         return tensors
     tensors = nest(tensors, origin, adapter)
@@ -94,10 +98,12 @@ def from_hub(
     target: Layout,
     sizes: Mapping[str, int],
     firsts: Mapping[str, int] | None = None,
+    check: bool = True,
 ) -> dict[str, LazyTensor]:
-    """From the hub to a layout."""
+    """From the hub to a layout. `check` the hub's keys though the layout leaves them as they are."""
     if target.is_hub:
-        check_passing(hub, target, sizes, firsts or {})
+        if check:
+            check_passing(hub, target, sizes, firsts or {})
         return dict(hub)
     return unnest(apply(hub, target, True, sizes, firsts=firsts), target)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from itertools import islice, product
 from math import prod
@@ -37,7 +37,11 @@ class Table:
         Renames give way to other rules, `{prefix}` to a prefix spelt out, and a rename to one with more literal text.
         Raises LayoutError where two rules have the same claim.
         """
-        found = [(n, fields) for n, end in enumerate(self.ends) if (fields := end.template.match(key)) is not None]
+        found = [
+            (n, fields)
+            for n, end in enumerate(self.ends)
+            if end.template.literal in key and (fields := end.template.match(key)) is not None
+        ]
         if len(found) > 1:
             found = [claim for claim in found if self._in_range(claim, sizes)] or found
             best = max(self._rank(n) for n, _ in found)
@@ -92,12 +96,12 @@ def group_keys(
             continue
         number, fields = claim
         template, side = table.ends[number][:2]
-        index = tuple(_index(template.number(axis, fields[axis]), axis, template.words, table) for axis in side.keys)
-        ident = (number, tuple((name, word) for name, word in fields.items() if name not in side.keys))
-        if ident not in grouped.groups:
-            grouped.groups[ident] = {}
+        index = tuple([_index(template.number(axis, fields[axis]), axis, template.words, table) for axis in side.keys])
+        ident = (number, tuple([item for item in fields.items() if item[0] not in side.keys]))
+        group = grouped.groups.get(ident)
+        if group is None:
+            group = grouped.groups[ident] = {}
             grouped.order.append(ident)
-        group = grouped.groups[ident]
         if index in group:
             raise LayoutError(
                 f"{shown(group[index][0])} and {shown(key)} stand for the same place; leave one of them out"
@@ -206,11 +210,26 @@ def key_of(
     firsts: Mapping[str, int],
 ) -> str:
     """The key at an index of the key axes."""
-    named = {
-        axis: template.word(axis, at if axis in template.words else at + firsts.get(axis, 0))
-        for axis, at in zip(axes, index, strict=True)
-    }
-    return template.format(fixed | named)
+    return writer(template, axes, fixed, firsts)(index)
+
+
+def writer(
+    template: KeyTemplate, axes: tuple[str, ...], fixed: dict[str, str], firsts: Mapping[str, int]
+) -> Callable[[tuple[int, ...]], str]:
+    """What writes the key at an index of the key axes; the rest of the key is put together once."""
+    pieces = [token.text if token.kind == "literal" else fixed.get(token.text, "") for token in template.tokens]
+    named = [None if token.kind == "literal" else token.text for token in template.tokens]
+    fields = [(named.index(axis), number) for number, axis in enumerate(axes)]
+    words = [template.words.get(axis) for axis in axes]
+    starts = [firsts.get(axis, 0) for axis in axes]
+
+    def write(index: tuple[int, ...]) -> str:
+        for place, axis in fields:
+            spelt = words[axis]
+            pieces[place] = spelt[index[axis]] if spelt else str(index[axis] + starts[axis])
+        return "".join(pieces)
+
+    return write
 
 
 def shown(key: str) -> str:

@@ -20,9 +20,9 @@ from .grouping import (
     count_axes,
     group_keys,
     indices,
-    key_of,
     neighbourhoods,
     shown,
+    writer,
 )
 from .pattern import Side
 from .rearrange import rearrange
@@ -53,7 +53,10 @@ def apply(
     to a rule's neighbourhood but to no rule, two rules or two sources claiming one key, shapes that do not fit.
     """
     table = table_of(layout, forward, rules, firsts)
-    return apply_table(tensors, table, sizes, neighbourhoods(table.ends))
+    near = neighbourhoods(table.ends)
+    if not forward:  # what comes out is the hub, so that nothing may pass that its own rules would have to cover
+        near += neighbourhoods(table_of(layout, True, rules).ends)
+    return apply_table(tensors, table, sizes, near)
 
 
 def apply_table(
@@ -159,11 +162,15 @@ def _convert_group(
     if not target_side.keys:
         return [(target.format(fixed), made[0])]
     result = []
+    write = writer(target, target_side.keys, fixed, firsts)
     for index, node in zip(indices(known[axis] for axis in there.keys), made, strict=True):
+        if there is target_side:
+            result.append((write(index), node))
+            continue
         at = dict(zip(there.keys, index, strict=True))
         for copy in range(sizes[rule.shared]) if rule.shared in target_side.keys else (0,):
             full = tuple(at.get(axis, copy) for axis in target_side.keys)
-            result.append((key_of(target, target_side.keys, full, fixed, firsts), node))
+            result.append((write(full), node))
     return result
 
 
