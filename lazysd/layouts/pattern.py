@@ -52,7 +52,7 @@ class Side:
 
     def __str__(self) -> str:
         def name(axis: str) -> str:
-            return f"({axis.replace('+', ' + ')})" if "+" in axis else axis
+            return axis if "+" not in axis else axis.replace("+", "|") if self.keys else f"({axis.replace('+', ' + ')})"
 
         shown = [name(group[0]) if len(group) == 1 else f"({' '.join(map(name, group))})" for group in self.groups]
         return " ".join(([f"[{' '.join(self.keys)}]"] if self.keys else []) + shown)
@@ -78,7 +78,7 @@ def parse_axes(text: str, shared: str | None = None, diagonal: str | None = None
         if "1" in side.keys or any(REST in group and len(group) > 1 for group in (side.keys, *side.groups)):
             raise ValueError(f"axis pattern {text!r}: '...' and literal sizes stand outside of brackets and folds")
     alone = {axis for axis in (shared, diagonal and diagonal + "'") if axis}
-    if left.parts or right.parts:
+    if (left.parts or right.parts) and left != right:
         alone.add(_key_of_parts(left, right, text))
     odd = (set(left.axes) ^ set(right.axes)) - {"1"}
     if odd != alone or (shared is not None and shared not in right.keys):
