@@ -138,7 +138,7 @@ def test_include_and_exclude(src: Path, tmp_path: Path) -> None:
 
 
 CASES = [
-    (2, ["convert", "{src}"], "lazysd convert: the following arguments are required: DST, --to; see `lazysd convert"),
+    (2, ["convert", "{src}"], "lazysd convert: the following arguments are required: DST; see `lazysd convert"),
     (2, ["convert", "{src}", "{out}", "--to", "nemo", "--workers", "0"], "not a whole number of at least 1"),
     (2, [], "COMMAND; see `lazysd --help`"),
     (3, ["inspect", ""], "the path is empty"),

@@ -34,7 +34,7 @@ FLOORS = [
     {"save"},
     {"comparison", "iterate", "load", "measuring"},
     {"checkpoint"},
-    {"conversion", "opening", "merging", "overview", "quantization", "checking"},
+    {"casting", "conversion", "opening", "merging", "overview", "quantization", "checking", "renaming"},
     {"comparing"},
     {"nemo", "distributed"},
     {"adapters"},

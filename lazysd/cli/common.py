@@ -9,17 +9,20 @@ from math import isfinite
 from typing import Any
 
 from .. import dtypes
+from ..casting import cast_checkpoint
 from ..checkpoint import Checkpoint
 from ..display.text import printable
 from ..errors import LayoutError
-from ..graph.rewrite import cast
 from ..opening import open as open_checkpoint
 from ..quantization import dequantize
+from ..renaming import rename_keys
 from ..sizes import parse_size
-from ..tensor.lazy import LazyTensor
 
 CHECK_FAILED = 1  # exit code of verify and diff when what they check does not hold
-FLOATS = ("F16", "BF16", "F32", "F64")
+
+
+class UsageError(Exception):
+    """Options that do not go together."""
 
 
 def size(text: str) -> int:
@@ -63,15 +66,36 @@ def add_filters(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--exclude", metavar="GLOB", action="append", default=[], help="no matching keys; repeatable")
 
 
-def add_conversion(parser: argparse.ArgumentParser, required: bool = True) -> None:
+def pair(text: str) -> tuple[str, str]:
+    """An argparse type: OLD=NEW."""
+    old, sign, new = text.partition("=")
+    if not (old and sign and new):
+        raise argparse.ArgumentTypeError(f"{text!r} is not OLD=NEW, e.g. model.*=transformer.*")
+    return old, new
+
+
+def add_conversion(parser: argparse.ArgumentParser) -> None:
     """What to convert to, from what, and the numbers a bare file does not state."""
-    parser.add_argument("--to", metavar="LAYOUT", required=required, help="target layout (see `lazysd layouts`)")
+    parser.add_argument("--to", metavar="LAYOUT", help="target layout (see `lazysd layouts`); without it, none changes")
     parser.add_argument("--from", dest="source", metavar="LAYOUT", help="source layout, if detection should not decide")
     parser.add_argument(
         "--dtype",
         type=dtype,
         metavar="DTYPE",
         help="cast floating-point tensors, e.g. bf16; quantised weights are decoded",
+    )
+    parser.add_argument(
+        "--cast-all",
+        action="store_true",
+        help="with --dtype: cast also what stays otherwise, correction biases of routers and vectors stored wider",
+    )
+    parser.add_argument(
+        "--rename",
+        type=pair,
+        metavar="OLD=NEW",
+        action="append",
+        default=[],
+        help="other names for keys of SRC, e.g. 'model.*=transformer.*'; repeatable, the first that fits counts",
     )
     add_adapter_numbers(parser)
     parser.add_argument(
@@ -145,7 +169,13 @@ def opened(path: str, args: argparse.Namespace) -> Checkpoint:
 
 
 def converted(checkpoint: Checkpoint, args: argparse.Namespace) -> Checkpoint:
-    """The checkpoint in the layout and dtype asked for; quantised weights become plain weights of it."""
+    """The checkpoint in the names, layout and dtype asked for; quantised weights become plain weights of it."""
+    if args.cast_all and not args.dtype:
+        raise UsageError("--cast-all says which tensors --dtype casts; give --dtype too")
+    if (args.source or args.merge_rank) and not args.to:
+        raise UsageError(f"{'--from' if args.source else '--merge-rank'} belongs to a conversion; give --to too")
+    if args.rename:
+        checkpoint = rename_keys(checkpoint, args.rename)
     if args.dtype:
         checkpoint = dequantize(checkpoint, args.dtype)
     if args.to:
@@ -153,14 +183,8 @@ def converted(checkpoint: Checkpoint, args: argparse.Namespace) -> Checkpoint:
         config = {**(checkpoint.config or {}), **given} if given else checkpoint.config
         checkpoint = checkpoint.convert(args.to, source=args.source, config=config, merge_rank=args.merge_rank)
     if args.dtype:
-        if any(node.code.startswith("F8") for node in checkpoint.values()):
-            raise LayoutError("--dtype would cast raw FP8 codes without scales; leave them out (--exclude)")
-        checkpoint = checkpoint.map(lambda node: _cast(node, args.dtype))
+        checkpoint = cast_checkpoint(checkpoint, args.dtype, args.cast_all)
     return checkpoint
-
-
-def _cast(node: LazyTensor, code: str) -> LazyTensor:
-    return cast(node, code) if node.code in FLOATS else node
 
 
 def emit(args: argparse.Namespace, text: str, data: Any) -> None:

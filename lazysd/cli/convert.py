@@ -1,6 +1,12 @@
-"""Convert a checkpoint to another layout, streaming; DST appears only when complete.
+"""Convert a checkpoint to another layout, dtype, shard size or other names, streaming; DST appears only when complete.
 
-An interrupted run goes on where it stopped when the same command is run again.
+Without --to, any architecture is cast, resharded, filtered, renamed or repacked; its layout stays. DST ending in
+.safetensors is one file. An interrupted run goes on where it stopped when the same command is run again.
+
+Examples:
+  lazysd convert Qwen3-30B-A3B Qwen3-30B-A3B-nemo --to nemo
+  lazysd convert Llama-3.2-1B Llama-3.2-1B-bf16 --dtype bf16 --verify
+  lazysd convert gpt2 gpt2.safetensors --rename 'transformer.*=*'
 """
 
 from __future__ import annotations
@@ -8,10 +14,15 @@ from __future__ import annotations
 import argparse
 import os
 import time
+from pathlib import Path
 from typing import Any
 
+from .. import dtypes
+from ..checkpoint import Checkpoint
 from ..display.text import printable
+from ..errors import LayoutError
 from ..sizes import format_nbytes
+from ..stores.placing import SUFFIX
 from . import verify
 from .common import (
     CHECK_FAILED,
@@ -30,7 +41,7 @@ from .common import (
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("src", metavar="SRC", help="folder, file, index.json, dcp.save folder, or cached org/name")
-    parser.add_argument("dst", metavar="DST", help="folder to make")
+    parser.add_argument("dst", metavar="DST", help="folder to make, or one file where it ends in .safetensors")
     add_conversion(parser)
     add_filters(parser)
     add_saving(parser)
@@ -51,15 +62,14 @@ def run(args: argparse.Namespace) -> int:
     with opened(args.src, args) as checkpoint:
         say_verbose = say if args.verbose else lambda args, text: None
         say_verbose(args, f"{checkpoint!r}")
-        made = f"{printable(args.src)} as layout {args.to}" + (f", cast to {args.dtype}" if args.dtype else "")
+        made = printable(args.src) + (f" as layout {args.to}" if args.to else "")
+        made += ", renamed" if args.rename else ""
+        made += f", cast to {dtypes.DTYPES[args.dtype].label}" if args.dtype else ""
         return write(converted(checkpoint, args), args, made)
 
 
-def write(result: object, args: argparse.Namespace, made: str) -> int:
+def write(result: Checkpoint, args: argparse.Namespace, made: str) -> int:
     """Save a checkpoint to args.dst as the arguments say, `made` being its name in words; returns the exit code."""
-    from ..checkpoint import Checkpoint
-
-    assert isinstance(result, Checkpoint)
     if args.dry_run:
         plan = result.plan(args.max_shard_size, args.max_memory, args.workers)
         emit(args, str(plan), plan.as_dict())
@@ -82,13 +92,16 @@ def write(result: object, args: argparse.Namespace, made: str) -> int:
         say(args, "lossy: " + "; ".join(plan.lossy))
     if result.adapter is not None and not result.is_adapter:
         say(args, "no adapter_config.json is written, for nothing states lora_alpha; state it with --lora-alpha")
-    data = plan.as_dict() | {"dst": str(args.dst), "layout": result.layout, "seconds": round(seconds, 3)}
+    layout = layout_of(result)
+    data = plan.as_dict() | {"dst": str(args.dst), "layout": layout, "seconds": round(seconds, 3)}
     text = (
         f"{args.dst}: {plan.num_tensors} tensors, {format_nbytes(plan.write_nbytes)} in {len(plan.shards)} "
-        f"file{'s' if len(plan.shards) != 1 else ''}, layout {result.layout}, "
+        f"file{'s' if len(plan.shards) != 1 else ''}, {f'layout {layout}, ' if layout else ''}"
         f"{seconds:.1f} s, {format_nbytes(plan.write_nbytes / max(seconds, 1e-9))}/s"
     )
     code = 0
+    if Path(args.dst).suffix == SUFFIX and result.facts.side_files:
+        say(args, f"{len(result.facts.side_files)} files beside the weights are not in {args.dst}, which is one file")
     if args.verify:
         comparison = verify.check(args.dst, result, args)
         data["verified"] = comparison.equal
@@ -96,3 +109,11 @@ def write(result: object, args: argparse.Namespace, made: str) -> int:
         code = 0 if comparison.equal else CHECK_FAILED
     emit(args, text, data)
     return code
+
+
+def layout_of(checkpoint: Checkpoint) -> str | None:
+    """The layout's name; None where no table knows the keys, or several do."""
+    try:
+        return checkpoint.layout
+    except LayoutError:
+        return None

@@ -16,6 +16,7 @@ from typing import NoReturn
 from .. import errors
 from .._version import __version__
 from . import convert, diff, inspect, layouts, merge, plan, show, stats, verify
+from .common import UsageError
 
 COMMANDS = (inspect, layouts, plan, convert, merge, verify, diff, show, stats)
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)  # of stdout, where no error of ours says more
@@ -66,7 +67,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 0
     except _WRITING as error:
         return _failed(args, error, 4)
-    except errors.MemoryBudgetError as error:
+    except (errors.MemoryBudgetError, UsageError) as error:
         return _failed(args, error, 2)
     except errors.LazysdError as error:
         return _failed(args, error, 3)

@@ -21,7 +21,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("key", metavar="KEY", help="the tensor")
     parser.add_argument("--slice", type=parse_slice, default=(), metavar="SLICE", help='as in Python: "7, :4, ::256"')
     parser.add_argument("--no-values", action="store_true", help="read no data")
-    add_conversion(parser, required=False)
+    add_conversion(parser)
     add_json(parser)
 
 

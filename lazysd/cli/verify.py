@@ -1,5 +1,6 @@
 """Check a checkpoint against its own checksums, or prove that it holds another one, bit for bit, in any layout.
 
+Where DST has other floating-point types than SRC, it is compared with SRC cast to them, and the result says so.
 Without --against, every file beside DST's manifest is read, and each damaged tensor, header and file is named.
 """
 
@@ -8,6 +9,7 @@ from __future__ import annotations
 import argparse
 from typing import TYPE_CHECKING
 
+from ..casting import cast_like
 from ..display.text import printable
 from ..errors import LayoutError
 from ..opening import open as open_checkpoint
@@ -60,8 +62,11 @@ def run(args: argparse.Namespace) -> int:
         from ..comparing import in_layout
 
         family = None if expected is source else expected.family
-        comparison = check(args.dst, in_layout(expected, to, family), args, to)
-        emit(args, describe(comparison, args.dst, f"{printable(args.against)}{made}"), comparison.as_dict())
+        expected, casts = cast_like(in_layout(expected, to, family), dst)
+        made += "".join(f", {what} ({count} tensors)" for what, count in casts.items())
+        comparison = check(args.dst, expected, args, to)
+        text = describe(comparison, args.dst, f"{printable(args.against)}{made}")
+        emit(args, text, comparison.as_dict() | {"casts": casts})
     return 0 if comparison.equal else CHECK_FAILED
 
 
