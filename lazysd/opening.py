@@ -15,6 +15,7 @@ from .formats.beside import Beside, beside
 from .graph.assemble import assemble
 from .graph.building import many_nodes
 from .layouts import AdapterConfig
+from .peft.naming import plain_names
 from .stores.base import Options
 from .stores.folder import LocalStore
 from .stores.places import place_of
@@ -55,7 +56,9 @@ def open(
     folder = Folder(place_of(path, Options(io, follow_links)))
     contents = containers.read(folder)
     around = beside(folder, contents)
-    tensors = {key: assemble(LazyTensor, key, tensor) for key, tensor in contents.tensors.items()}
+    named, adapter_name = plain_names(contents.tensors) if around.is_adapter else ({}, "")
+    tensors = {named.get(key, key): assemble(LazyTensor, key, tensor) for key, tensor in contents.tensors.items()}
+    called = f"the adapter's keys carry its name, {adapter_name!r}, which PEFT's files leave out; read without it"
     facts = Facts(
         path=_path(folder, {file.name for file in contents.files}),
         files=contents.files,
@@ -64,7 +67,7 @@ def open(
         metadata=contents.metadata,
         side_files=around.side_files,
         adapter=_adapter(around),
-        remarks=(*contents.remarks, *around.remarks),
+        remarks=(*contents.remarks, *around.remarks, *([called] if named else [])),
     )
     return Checkpoint(tensors, facts)
 

@@ -332,7 +332,11 @@ REFUSED: dict[str, tuple[dict[str, torch.Tensor], dict[str, Any], str]] = {
     "rank 0": (pair(a=(0, H), b=(6, 0)), {}, "no matrices"),
     "a rank": (pair(a=(3, H), b=(6, 3)), {}, "has rank 3, .* says 2"),
     "a resized vocabulary": ({"base_model.model.lm_head.weight": torch.zeros(9, H)}, {}, "resized in the base first"),
-    "DoRA's vectors": ({Q + "lora_magnitude_vector": torch.zeros(6)}, {}, "DoRA rescales the merged weight"),
+    "DoRA's vectors": (
+        {Q + "lora_magnitude_vector": torch.zeros(6)},
+        {},
+        "lora_magnitude_vector alone is no whole update",
+    ),
     "DoRA": ({}, {"use_dora": True}, "adapter_config.json sets use_dora"),
     "PiSSA": ({}, {"init_lora_weights": "pissa_niter_4"}, "init_lora_weights='pissa_niter_4'"),
     "fan_in_fan_out": ({}, {"fan_in_fan_out": True}, "fan_in_fan_out"),

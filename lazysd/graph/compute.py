@@ -44,6 +44,10 @@ class Computed(Op):
     def compute(self, target: torch.Tensor, operands: list[torch.Tensor], box: Box) -> None:
         """Write the box into `target` (any strides), given dense operands in the order of `operands()`."""
 
+    def least_elements(self, node: Node, box: Box) -> int:
+        """Elements of a box below which cutting saves nothing, for the operands of smaller ones are as large."""
+        return 1
+
     def lossy(self, node: Node) -> str | None:
         """What is lost for good, in a few words; None where the step can be undone exactly."""
         return None

@@ -40,9 +40,6 @@ class AdapterConfig:
             names = value if isinstance(value, (list, tuple)) else [None]
             if not isinstance(value, others) and not all(isinstance(item, str) for item in names):
                 raise LayoutError(f"{CONFIG}: {name} should be a list of names, it is {self.values[name]!r}")
-        peft_type = self.values.get("peft_type", "LORA")
-        if peft_type != "LORA":
-            raise LayoutError(f"{CONFIG}: peft_type is {peft_type!r}; only LORA adapters are known")
 
     def stating(self, config: Mapping[str, Any] | None) -> AdapterConfig:
         """With what the caller states (`config={"r": 8, …}`) put over what the file says."""

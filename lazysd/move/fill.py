@@ -93,6 +93,7 @@ def compute_tiles(piece: Piece) -> list[Piece]:
     sizes = [prod(box_dims(box)) * node.itemsize for node, box in op.operands(piece.node, piece.box)]
     total = sum(sizes) + prod(box_dims(piece.box)) * piece.node.itemsize
     limit = max(1, prod(box_dims(piece.box)) * piece.node.itemsize * COMPUTE_TILE_NBYTES // max(total, 1))
+    limit = max(limit, op.least_elements(piece.node, piece.box) * piece.node.itemsize)
     starts = [axis.start for axis in piece.box]
     result = []
     for box in tiles(piece.box, piece.node.itemsize, limit, op.align):
