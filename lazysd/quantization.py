@@ -165,7 +165,9 @@ def block_size(config: Any) -> tuple[int, int]:
 
 def dequantize_pairs(tensors: Mapping[str, Any], code: str, block: tuple[int, int] = BLOCK) -> dict[str, Any]:
     """Every FP8 weight with scales as one lazy node of dtype `code`; values that belong to no pair are handed back."""
-    return decode_tensors(tensors, code, settings_for(block))
+    mine = {key: value for key, value in tensors.items() if key.endswith((".weight", "_scale_inv"))}
+    made = decode_tensors(mine, code, settings_for(block))
+    return {key: made.get(key, value) for key, value in tensors.items() if key in made or key not in mine}
 
 
 def quantize_pairs(

@@ -10,10 +10,16 @@ import math
 import re
 from typing import Any
 
+from .. import layouts
+from ..checkpoint import Checkpoint
 from ..display.text import printable
-from ..errors import LayoutError
+from ..display.values import corners_text, picks
+from ..errors import LayoutError, LazysdError, MissingTensorError
 from ..sizes import format_nbytes
+from ..tensor.lazy import LazyTensor
 from .common import add_conversion, add_json, add_source, converted, emit, opened
+
+MAX_JSON = 10_000  # values that --json prints unasked
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -52,11 +58,11 @@ def _plain(values: Any) -> Any:
 
 def run(args: argparse.Namespace) -> int:
     with opened(args.checkpoint, args) as checkpoint:
-        tensor = converted(checkpoint, args)[args.key]
+        whole = _tensor(converted(checkpoint, args), args)
         try:
-            tensor = tensor[args.slice] if args.slice else tensor
+            tensor = whole[args.slice] if args.slice else whole
         except (IndexError, ValueError) as error:
-            raise LayoutError(f"--slice does not fit {tensor!r}: {error}") from error
+            raise LayoutError(f"--slice does not fit {whole!r}: {error}") from error
         reads = tensor.reads()
         data: dict[str, Any] = {
             "key": args.key,
@@ -68,10 +74,44 @@ def run(args: argparse.Namespace) -> int:
         total = sum(nbytes for _, _, nbytes in reads)
         ranges = f"{len(reads)} range{'s' if len(reads) != 1 else ''}"
         text = f"{printable(args.key)}\n{tensor!r}\nreads {format_nbytes(total)} in {ranges}"
-        if not args.no_values:
-            values = tensor.materialize()
-            text += f"\n{values}"
-            if args.json:
-                data["values"] = _plain(values.tolist())
+        if args.json and not args.no_values:
+            if tensor.numel() > MAX_JSON and not args.slice:
+                data["values"] = None
+                data["values_left_out"] = f"{tensor.numel()} values; ask for some with --slice"
+            else:
+                data["values"] = _plain(tensor.materialize().tolist())
+        elif not args.no_values:
+            text += f"\n{_shown(tensor)}"
         emit(args, text, data)
     return 0
+
+
+def _tensor(checkpoint: Checkpoint, args: argparse.Namespace) -> LazyTensor:
+    """The tensor, or an error that says in which layout there is one of that name."""
+    try:
+        return checkpoint[args.key]
+    except MissingTensorError:
+        for name in layouts.names(checkpoint.family) if checkpoint.family else ():
+            try:
+                found = args.key in checkpoint.convert(name)
+            except LazysdError:
+                continue
+            if found:
+                raise MissingTensorError(
+                    f"{args.key!r} is not in this layout; it exists in {name}: add --to {name}"
+                ) from None
+        raise
+
+
+def _shown(tensor: LazyTensor) -> str:
+    """All values of a small tensor; of a large one its corners, which is all that is read."""
+    shown = picks(tensor.dims)
+    if shown is None:
+        return str(tensor.materialize())
+    corners = tensor
+    for axis, indices in enumerate(shown):
+        if len(indices) < tensor.dims[axis]:
+            corners = corners[(*(slice(None),) * axis, list(indices))]
+    total = sum(nbytes for _, _, nbytes in corners.reads())
+    values = corners.materialize()
+    return f"{corners_text(values, tensor.dims, shown)}\n(corners, {format_nbytes(total)} read; --slice shows more)"
