@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import sys
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from fnmatch import fnmatchcase
@@ -215,17 +214,16 @@ class Checkpoint(Measuring, Mapping[str, LazyTensor]):
         return self.like(tensors, **changes)
 
     def plan(
-        self, max_shard_size: int | str = "5GB", max_memory: int | str = "128MB", workers: int | None = None
+        self,
+        max_shard_size: int | str = "5GB",
+        max_memory: int | str = "128MB",
+        workers: int | None = None,
+        format: str = "safetensors",
     ) -> Plan:
         """What a save would do, proved before any byte moves. Raises LayoutError, MemoryBudgetError."""
-        from .save.plan import make_plan
-        from .tensor.cache import uncached
+        from .save.plan import plan_checkpoint
 
-        stem = "model"
-        if self.is_adapter:
-            stem, max_shard_size = "adapter_model", sys.maxsize  # PEFT reads adapter_model.safetensors and no shards
-        nodes, opened_nbytes = uncached(self._tensors), self.facts.tensor_nbytes
-        return make_plan(nodes, max_shard_size, max_memory, workers, self.metadata, stem, opened_nbytes)
+        return plan_checkpoint(self._tensors, self.facts, max_shard_size, max_memory, workers, format)
 
     def save(
         self,
@@ -236,6 +234,7 @@ class Checkpoint(Measuring, Mapping[str, LazyTensor]):
         overwrite: bool = False,
         resume: bool = True,
         progress: Any = None,
+        format: str = "safetensors",
     ) -> Plan:
         """Write the checkpoint, streaming; `dst` appears, complete, in one rename.
 
@@ -248,6 +247,7 @@ class Checkpoint(Measuring, Mapping[str, LazyTensor]):
             overwrite: replace an existing `dst`; it stays as it is until the new one is complete.
             resume: keep the finished shards of an interrupted run of the same plan.
             progress: called as progress(done_nbytes, total_nbytes), or True for a bar on stderr.
+            format: "safetensors", or "dcp": a folder that torch.distributed.checkpoint.load reads.
 
         Returns:
             The plan that was carried out.
@@ -257,7 +257,7 @@ class Checkpoint(Measuring, Mapping[str, LazyTensor]):
         """
         from .save.saving import save
 
-        return save(self, dst, max_shard_size, max_memory, workers, overwrite, resume, progress)
+        return save(self, dst, max_shard_size, max_memory, workers, overwrite, resume, progress, format)
 
     def iter_tensors(self, device: Any = "cpu", prefetch: int | str = "64MB") -> Iterator[tuple[str, torch.Tensor]]:
         """Read (key, tensor) pairs in the order of their bytes, a background thread reading ahead.

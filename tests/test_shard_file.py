@@ -59,7 +59,7 @@ def write(path: Path, data: bytes, cuts: list[int], align: bool = True, threads:
 
     with ThreadPoolExecutor(threads) as crew:
         list(crew.map(one, [0, *cuts], ends))
-    file.finish(HEADER)
+    file.finish([(0, HEADER)])
 
 
 @pytest.mark.parametrize("align", [True, False])
@@ -106,7 +106,7 @@ def test_a_disk_that_refuses_gets_the_rest_the_usual_way(
     file = ShardFile(tmp_path / "file", len(HEADER) + len(data))
     monkeypatch.setattr(os, "pwrite", refuse)
     file.write(aligned(data, len(HEADER)), len(HEADER))
-    file.finish(HEADER)
+    file.finish([(0, HEADER)])
     assert (tmp_path / "file").read_bytes() == HEADER + data
 
 

@@ -135,6 +135,10 @@ def add_limits(parser: argparse.ArgumentParser) -> None:
         "--max-memory", type=size, default="128MB", metavar="SIZE", help="growth of the process (default: 128MB)"
     )
     parser.add_argument("--workers", type=count, metavar="N", help="threads (default: one a CPU, as memory allows)")
+    parser.add_argument(
+        "--format", choices=("safetensors", "dcp"), default="safetensors",
+        help="what to write; dcp: a folder that torch.distributed.checkpoint loads",
+    )  # fmt: skip
 
 
 def add_reading(parser: argparse.ArgumentParser) -> None:

@@ -71,13 +71,14 @@ def run(args: argparse.Namespace) -> int:
 def write(result: Checkpoint, args: argparse.Namespace, made: str) -> int:
     """Save a checkpoint to args.dst as the arguments say, `made` being its name in words; returns the exit code."""
     if args.dry_run:
-        plan = result.plan(args.max_shard_size, args.max_memory, args.workers)
+        plan = result.plan(args.max_shard_size, args.max_memory, args.workers, args.format)
         emit(args, str(plan), plan.as_dict())
         return 0
     import torch  # noqa: F401 - takes a second, which the rate below should not count
 
     started = time.perf_counter()
     options: dict[str, Any] = {"max_shard_size": args.max_shard_size, "max_memory": args.max_memory}
+    options["format"] = args.format
     options |= {"overwrite": args.overwrite, "resume": not args.no_resume, "progress": wants_progress(args)}
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:  # started by torchrun: every rank writes its share
         from ..distributed import save, world

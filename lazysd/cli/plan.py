@@ -16,6 +16,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     with opened(args.checkpoint, args) as checkpoint:
-        plan = converted(checkpoint, args).plan(args.max_shard_size, args.max_memory, args.workers)
+        result = converted(checkpoint, args)
+        plan = result.plan(args.max_shard_size, args.max_memory, args.workers, args.format)
         emit(args, str(plan), plan.as_dict())
     return 0

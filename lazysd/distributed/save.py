@@ -50,6 +50,7 @@ def save(
     overwrite: bool = False,
     resume: bool = True,
     progress: Any = None,
+    format: str = "safetensors",
 ) -> Plan:
     """Write the checkpoint to folder `dst` with all ranks of the default process group.
 
@@ -62,7 +63,7 @@ def save(
         lazysd.distributed.save(ckpt, "Qwen3-30B-A3B-nemo", max_shard_size="2GB")
 
     Args:
-        dst, max_shard_size, max_memory, overwrite, resume: as in Checkpoint.save.
+        dst, max_shard_size, max_memory, overwrite, resume, format: as in Checkpoint.save.
         workers_per_rank: threads of each rank; None shares out this machine's CPUs.
         progress: as in Checkpoint.save, for the share of rank 0; the others are silent.
 
@@ -82,7 +83,7 @@ def save(
         local = int(os.environ.get("LOCAL_WORLD_SIZE", str(ranks.share.world_size)))
         crew = workers_per_rank or max(1, workers.default_workers() // local)
         plan, folder = ranks.same_plan(
-            lambda: checkpoint.plan(max_shard_size, max_memory, crew),
+            lambda: checkpoint.plan(max_shard_size, max_memory, crew, format),
             lambda plan: output_folder(checkpoint, plan, Path(os.path.expanduser(ranks.dst)), overwrite, resume),
         )
         with reporter(progress if ranks.share.rank == 0 else None, "convert") as report:

@@ -5,7 +5,7 @@ A new kind is one file (or folder) beside this one with a `CONTAINER` (see `form
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
 from typing import ClassVar, NamedTuple, Protocol
 
@@ -90,6 +90,56 @@ class Container(Protocol):
         Raises:
             FormatError, UnsupportedCheckpointError, UnsafePathError, MissingShardError, ReadError.
         """
+        ...
+
+
+class Row(NamedTuple):
+    """A tensor to write: dense, its last axis innermost."""
+
+    key: str
+    code: str
+    dims: tuple[int, ...]
+    nbytes: int
+
+
+class StoredRows(NamedTuple):
+    """Where a file has its tensors."""
+
+    starts: list[int]  # first byte of each, in the order given
+    around_nbytes: int  # of all that is no tensor data
+    nbytes: int  # of the whole file
+
+
+class Placed(NamedTuple):
+    """A tensor of a result."""
+
+    file: str
+    row: Row
+    start: int  # its first byte in the file
+
+
+Around = Iterator[tuple[int, bytes]]  # (offset, bytes), in file order; with the tensors' data they fill the file
+
+
+class Sink(Protocol):
+    """A kind of files to write. It says where bytes go; who moves them, syncs and renames knows no format."""
+
+    name: ClassVar[str]
+
+    def file_name(self, stem: str, number: int, total: int) -> str:
+        """Of file `number` (from 1) of `total`."""
+        ...
+
+    def lay_out(self, rows: Iterable[Row], metadata: Mapping[str, str]) -> StoredRows:
+        """Where a file has these tensors. Raises FormatError for what the format cannot hold."""
+        ...
+
+    def around(self, rows: Iterable[Row], metadata: Mapping[str, str], checksums: Sequence[int]) -> Around:
+        """What stands around the tensors' data, whose CRC-32s are known by now; lengths never depend on them."""
+        ...
+
+    def index(self, stem: str, placed: Iterable[Placed], num_files: int) -> Iterator[tuple[str, Iterable[bytes]]]:
+        """Files that say where the tensors are, written last: (name, content in pieces)."""
         ...
 
 

@@ -22,7 +22,7 @@ from .pickles import TENSORS, Name, sizes_of, unpickle
 MAX_RECORD_NBYTES = 1 << 28  # of the pickle, which takes about 200 bytes a tensor
 _LOCAL_NBYTES = 30  # of a local header, without name and extra field
 _PAGE_NBYTES = 64 << 10
-_STORAGES = {
+STORAGES = {
     "BoolStorage": "BOOL", "ByteStorage": "U8", "CharStorage": "I8", "ShortStorage": "I16", "IntStorage": "I32",
     "LongStorage": "I64", "HalfStorage": "F16", "BFloat16Storage": "BF16", "FloatStorage": "F32",
     "DoubleStorage": "F64", "ComplexFloatStorage": "C64",
@@ -112,7 +112,7 @@ def stored_tensor(value: Any) -> Stored | None:
     if not isinstance(storage, Name) or storage.name != "storage" or not isinstance(storage.args[2], str):
         raise ValueError(f"expected a storage, found {show(getattr(storage, 'name', storage))}")
     word = dtype[0].name if dtype else storage.args[1].name
-    code = next((kind.code for kind in dtypes.DTYPES.values() if kind.torch_name == word), _STORAGES.get(word))
+    code = next((kind.code for kind in dtypes.DTYPES.values() if kind.torch_name == word), STORAGES.get(word))
     if code is None:
         raise UnsupportedCheckpointError(f"it is of dtype {show(word)}, which safetensors cannot hold")
     shape, pitches = sizes_of(dims), sizes_of(strides)

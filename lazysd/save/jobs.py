@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
 from typing import Any, NamedTuple
 
 from .._version import __version__
-from ..formats.safetensors.header import format_header
+from ..formats.base import Around, Placed, Row, Sink
 from ..graph.base import Piece
 from ..graph.boxes import Box, box_dims, full_box, tiles
 from ..graph.leaves import FileRange, InMemory
@@ -37,17 +37,36 @@ class Part(NamedTuple):
     box: Box
     nbytes: int
 
+    @property
+    def offset(self) -> int:
+        """Of its first byte in the shard file."""
+        node, at = self.target.node, 0
+        for axis, size in zip(self.box, node.dims, strict=True):
+            at = at * size + (axis.start if len(axis) else 0)
+        return self.target.offset + at * node.itemsize
+
 
 Unit = list[tuple[str, Node]]  # tensors that share source bytes stay together
 
 
 class Job(NamedTuple):
-    """Parts that lie one after the other in a shard: filled into one buffer, written in one go."""
+    """Neighbouring parts of a shard: filled into one buffer, and written in one go where they touch."""
 
     shard: int
     parts: tuple[Part, ...]
-    offset: int  # of the first byte in the shard file
     nbytes: int
+
+    def runs(self) -> Iterator[tuple[int, int, int]]:
+        """(offset in the buffer, offset in the file, bytes) of parts that touch each other in the file."""
+        begun, offset, nbytes = 0, self.parts[0].offset, 0
+        for part in self.parts:
+            if part.offset != offset + nbytes and nbytes:
+                yield begun, offset, nbytes
+                begun, offset, nbytes = begun + nbytes, part.offset, 0
+            elif not nbytes:
+                offset = part.offset
+            nbytes += part.nbytes
+        yield begun, offset, nbytes
 
     def wanted(self, first: int = 0) -> list[Piece]:
         """The pieces that fill the job's buffer, whose first byte is byte `first` of its storage; glued where possible.
@@ -68,9 +87,10 @@ class Shard:
 
     name: str
     metadata: Mapping[str, str]
-    header_nbytes: int
+    around_nbytes: int  # of what stands around the tensors, a header for instance
     units: tuple[tuple[Target, ...], ...]  # targets that share source bytes stay together
     nbytes: int  # of the whole file
+    sink: Sink  # the kind of file
 
     @property
     def targets(self) -> Iterator[Target]:
@@ -82,12 +102,23 @@ class Shard:
         """How many tensors the shard has."""
         return sum(map(len, self.units))
 
-    def header(self) -> bytes:
-        """The file's first bytes; made anew each time, for of many tensors they are many."""
-        return format_header(((key, node.code, node.dims) for key, node, _ in self.targets), self.metadata)[0]
+    @property
+    def placed(self) -> Iterator[Placed]:
+        """The tensors and their places, as the sink that indexes them sees them."""
+        return (Placed(self.name, _row(key, node), offset) for key, node, offset in self.targets)
+
+    def around(self, checksums: Sequence[int]) -> Around:
+        """What stands around the tensors; made anew each time, for of many tensors it is much."""
+        return self.sink.around((_row(key, node) for key, node, _ in self.targets), self.metadata, checksums)
 
 
-def lay_out(units: Iterable[Unit], shard_nbytes: int, metadata: Mapping[str, str], stem: str) -> list[Shard]:
+def _row(key: str, node: Node) -> Row:
+    return Row(key, node.code, node.dims, node.nbytes)
+
+
+def lay_out(
+    units: Iterable[Unit], shard_nbytes: int, metadata: Mapping[str, str], stem: str, sink: Sink
+) -> list[Shard]:
     """Tensors to shards: in order, never cutting between tensors that share source bytes unless they must be."""
     groups: list[list[list[tuple[str, Node]]]] = [[]]
     room = shard_nbytes
@@ -103,13 +134,11 @@ def lay_out(units: Iterable[Unit], shard_nbytes: int, metadata: Mapping[str, str
     shards = []
     for number, units in enumerate(groups, 1):
         units.sort(key=lambda unit: -unit[0][1].itemsize)  # wide types first keeps every tensor aligned
-        table = ((key, node.code, node.dims) for unit in units for key, node in unit)
-        header, starts = format_header(table, metadata)
-        places = iter(starts)
+        stored = sink.lay_out((_row(key, node) for unit in units for key, node in unit), metadata)
+        places = iter(stored.starts)
         laid = tuple(tuple(Target(key, node, next(places)) for key, node in unit) for unit in units)
-        name = f"{stem}.safetensors" if len(groups) == 1 else f"{stem}-{number:05d}-of-{len(groups):05d}.safetensors"
-        end = len(header) + sum(node.nbytes for unit in units for _, node in unit)
-        shards.append(Shard(name, metadata, len(header), laid, end))
+        name = sink.file_name(stem, number, len(groups))
+        shards.append(Shard(name, metadata, stored.around_nbytes, laid, stored.nbytes, sink))
     return shards
 
 
@@ -161,12 +190,12 @@ def jobs_of(number: int, shard: Shard, most_nbytes: int) -> Iterator[Job]:
         for atom in atoms:
             nbytes = sum(part.nbytes for part in atom)
             if parts and (size + nbytes > preferred or atom[0].target.node.code != parts[0].target.node.code):
-                yield _job(number, parts, size)
+                yield Job(number, tuple(parts), size)
                 parts, size = [], 0
             parts.extend(atom)
             size += nbytes
     if parts:
-        yield _job(number, parts, size)
+        yield Job(number, tuple(parts), size)
 
 
 def reads_nbytes(wanted: list[Piece]) -> int:
@@ -193,21 +222,14 @@ def _tiled(unit: Iterable[Target], first: int, most_nbytes: int) -> Iterator[Par
             yield Part(target, number, tile, node.itemsize * prod(box_dims(tile)))
 
 
-def _job(number: int, parts: list[Part], nbytes: int) -> Job:
-    first = parts[0]
-    pitch, at = first.target.node.itemsize, 0
-    for axis, size in zip(first.box, first.target.node.dims, strict=True):
-        at = at * size + (axis.start if len(axis) else 0)
-    return Job(number, tuple(parts), first.target.offset + at * pitch, nbytes)
-
-
 def digest(shards: Iterable[Shard]) -> str:
     """A fingerprint of what the plan makes and from what: equal digests make equal files."""
     shards = list(shards)
     state = hashlib.sha256(f"lazysd {__version__}".encode())
     for shard in shards:
         state.update(f"|{shard.name}|{shard.nbytes}".encode())
-        state.update(shard.header())
+        for offset, piece in shard.around([0] * shard.num_targets):
+            state.update(f"|{offset}|".encode() + piece)
     for node, number, is_new in _nodes(shards):
         state.update((_fingerprint(node) if is_new else f"={number}").encode("utf-8", "surrogateescape"))
     return state.hexdigest()

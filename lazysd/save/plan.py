@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from math import prod
 from typing import Any
 
 from ..errors import LayoutError, MemoryBudgetError
+from ..facts import Facts
+from ..formats import sinks
+from ..formats.base import Sink
 from ..graph.base import Piece
 from ..graph.boxes import Box, box_dims, covers_once
 from ..graph.building import many_nodes
@@ -17,6 +21,8 @@ from ..graph.node import Node
 from ..move import workers as crew
 from ..move.tiling import pieces_of
 from ..sizes import format_nbytes, parse_size
+from ..tensor.cache import uncached
+from ..tensor.lazy import LazyTensor
 from .jobs import PREFERRED_TILE_NBYTES, Job, Shard, jobs_of, lay_out, natural_nbytes, reads_nbytes, units_of
 
 SMALLEST_TILE_NBYTES = 64 << 10
@@ -44,6 +50,7 @@ class Plan:
     smallest_nbytes: int  # smallest feasible max_memory
     lossy: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
+    stem: str = "model"  # what the files' names begin with
 
     def jobs_of(self, number: int) -> Iterator[Job]:
         """The work of a shard, in file order."""
@@ -112,6 +119,7 @@ def make_plan(
     metadata: Mapping[str, str] | None = None,
     stem: str = "model",
     source_nbytes: int | None = None,
+    sink: Sink | None = None,
 ) -> Plan:
     """Lay out the shards, prove the coverage and fit the work into `max_memory`.
 
@@ -120,6 +128,7 @@ def make_plan(
         max_shard_size, max_memory, workers: as in Checkpoint.save.
         metadata: `__metadata__` of the files.
         stem: what the files' names begin with.
+        sink: what files to write; safetensors by default.
         source_nbytes: bytes of all tensors that had been opened, to say what was left out; None where nobody knows.
 
     Raises:
@@ -132,7 +141,8 @@ def make_plan(
         raise ValueError(f"workers must be at least 1, got {workers}")
     workers = workers and min(workers, crew.MAX_HELPERS)
     proof = _Proof()
-    shards = lay_out(units_of(tensors, proof.add), shard_nbytes, {**(metadata or {}), "format": "pt"}, stem)
+    metadata = {**(metadata or {}), "format": "pt"}
+    shards = lay_out(units_of(tensors, proof.add), shard_nbytes, metadata, stem, sink or sinks.get("safetensors"))
     computed = COMPUTE_NBYTES if proof.computed else 0
     base = BASE_NBYTES + NODE_NBYTES * (proof.num_leaves + len(tensors))
     smallest = base + SCRATCH_NBYTES + computed + SMALLEST_TILE_NBYTES
@@ -164,7 +174,24 @@ def make_plan(
         smallest_nbytes=smallest,
         lossy=tuple(f"{what} ({count} tensors)" for what, count in proof.lossy.items()),
         notes=tuple(proof.notes(source_nbytes)),
+        stem=stem,
     )
+
+
+def plan_checkpoint(
+    tensors: Mapping[str, LazyTensor],
+    facts: Facts,
+    max_shard_size: int | str,
+    max_memory: int | str,
+    workers: int | None,
+    format: str,
+) -> Plan:
+    """The plan of a checkpoint's save. See Checkpoint.plan."""
+    stem = "model"
+    if facts.is_adapter:
+        stem, max_shard_size = "adapter_model", sys.maxsize  # PEFT reads adapter_model.safetensors and no shards
+    nodes, sink = uncached(tensors), sinks.get(format)
+    return make_plan(nodes, max_shard_size, max_memory, workers, facts.metadata, stem, facts.tensor_nbytes, sink)
 
 
 class _Proof:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import heapq
 import threading
 import zlib
 from collections.abc import Callable
@@ -45,18 +46,30 @@ class _Open:
         elif part.nbytes:
             self._parts.setdefault(part.number, {})[offset] = (part.nbytes, checksum)
 
-    def close_sums(self, header: bytes) -> int:
-        """The checksum of the whole file, once all parts are noted."""
+    def close_sums(self) -> None:
+        """Put together what is known of each tensor, once all parts are noted."""
         for number, parts in self._parts.items():
             total = 0
             for _, (nbytes, checksum) in sorted(parts.items()):
                 total = crc.combine(total, checksum, nbytes)
             self._put(number, total)
-        whole = zlib.crc32(header)
-        for number, target in enumerate(self.shard.targets):
-            checksum = int.from_bytes(self.checksums[4 * number : 4 * number + 4], "big")
-            whole = crc.combine(whole, checksum, target.node.nbytes)
-        return whole
+
+    def sums(self) -> list[int]:
+        """The checksum of each tensor."""
+        return [int.from_bytes(self.checksums[at : at + 4], "big") for at in range(0, len(self.checksums), 4)]
+
+    def whole(self) -> int:
+        """The checksum of the whole file."""
+        sums = self.sums()
+        around = ((offset, len(piece), zlib.crc32(piece)) for offset, piece in self.shard.around(sums))
+        tensors = (
+            (target.offset, target.node.nbytes, checksum)
+            for target, checksum in zip(self.shard.targets, sums, strict=True)
+        )
+        total = 0
+        for _, nbytes, checksum in heapq.merge(around, (tensor for tensor in tensors if tensor[1])):
+            total = crc.combine(total, checksum, nbytes)
+        return total
 
     def _put(self, number: int, checksum: int) -> None:
         self.checksums[4 * number : 4 * number + 4] = checksum.to_bytes(4, "big")
@@ -115,7 +128,9 @@ class Save:
     def _work(self, job: Job) -> None:
         opened, sums, at = self.open[job.shard], [], 0
         held = self._buffer(job.nbytes + PAGE_NBYTES)
-        start = (job.offset - held.data_ptr()) % PAGE_NBYTES  # memory and file agree modulo a page, see ShardFile
+        start = (
+            job.parts[0].offset - held.data_ptr()
+        ) % PAGE_NBYTES  # memory and file agree modulo a page, see ShardFile
         buffer = held[start : start + job.nbytes]
         view = memoryview(_array(buffer))
         with self.computing:
@@ -123,10 +138,11 @@ class Save:
                 target = buffer.view(dtypes.to_torch(job.parts[0].target.node.code))
                 fill(target, job.wanted(int(buffer.storage_offset())), exact=True)
             for part in job.parts:
-                sums.append((part, job.offset + at, zlib.crc32(view[at : at + part.nbytes])))
+                sums.append((part, part.offset, zlib.crc32(view[at : at + part.nbytes])))
                 at += part.nbytes
         with writing(self.folder.building):
-            opened.file.write(view, job.offset)
+            for begun, offset, nbytes in job.runs():
+                opened.file.write(view[begun : begun + nbytes], offset)
         self.buffers.append(held)
         with self.lock:
             for noted in sums:
@@ -152,9 +168,9 @@ class Save:
             if opened.jobs_left:
                 return
             del self.open[number]
-        header = opened.shard.header()
-        whole = opened.close_sums(header)
-        self.folder.finish_shard(opened.shard.name, opened.file, header, whole, bytes(opened.checksums))
+        opened.close_sums()
+        around = opened.shard.around(opened.sums())
+        self.folder.finish_shard(opened.shard.name, opened.file, around, opened.whole(), bytes(opened.checksums))
 
     def _advance(self, nbytes: int) -> None:
         with self.lock:
@@ -167,7 +183,7 @@ class Save:
 
 
 def _data_nbytes(shard: Shard) -> int:
-    return shard.nbytes - shard.header_nbytes
+    return shard.nbytes - shard.around_nbytes
 
 
 def _array(buffer: torch.Tensor) -> Any:

@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from .._version import __version__
-from ..formats.safetensors.index import format_index
 from ..stores.base import File
 from ..stores.local import LocalFile
 from ..stores.output_folder import OutputFolder, check_apart
@@ -40,10 +39,15 @@ def save(
     overwrite: bool,
     resume: bool,
     progress: Any,
+    format: str = "safetensors",
 ) -> Plan:
     """Plan and write. See Checkpoint.save."""
     place = Path(os.path.expanduser(os.fsdecode(dst)))
-    plan = checkpoint.plan(sys.maxsize if place.suffix == SUFFIX else max_shard_size, max_memory, workers)
+    if place.suffix == SUFFIX:
+        if format != "safetensors":
+            raise ValueError(f"{place} names one safetensors file; a checkpoint of format {format!r} is a folder")
+        max_shard_size = sys.maxsize
+    plan = checkpoint.plan(max_shard_size, max_memory, workers, format)
     with output_folder(checkpoint, plan, place, overwrite, resume) as folder, reporter(progress, "convert") as report:
         try:
             say_kept(plan, folder, report)
@@ -107,13 +111,9 @@ def _write_beside(checkpoint: Checkpoint, plan: Plan, folder: OutputFolder) -> N
     for name, content in checkpoint.facts.json_files.items():
         text = json.dumps(content, indent=2, ensure_ascii=False) + "\n"
         records[name] = Record(*folder.write_file(name, [text.encode("utf-8", "surrogatepass")]))
-    if len(plan.shards) > 1:
-        weight_map = {target.key: shard.name for shard in plan.shards for target in shard.targets}
-        num_parameters = sum(target.node.numel() for shard in plan.shards for target in shard.targets)
-        name = f"{plan.shards[0].name.split('-00001-of-')[0]}.safetensors.index.json"
-        index = format_index(weight_map, plan.tensor_nbytes, num_parameters)
-        records[name] = Record(*folder.write_file(name, index))
-        del weight_map
+    placed = (tensor for shard in plan.shards for tensor in shard.placed)
+    for name, pieces in plan.shards[0].sink.index(plan.stem, placed, len(plan.shards)):
+        records[name] = Record(*folder.write_file(name, pieces))
     facts = {
         "lazysd": __version__,
         "torch": str(torch.__version__),

@@ -137,10 +137,12 @@ class OutputFolder:
         with writing(self.building):
             return ShardFile(self.building / f"{name}.{self.claim.token}.part", nbytes)
 
-    def finish_shard(self, name: str, file: ShardFile, header: bytes, crc: int, checksums: bytes) -> None:
-        """Write the header, make all of it durable, give the shard its name, note it and its checksums."""
+    def finish_shard(
+        self, name: str, file: ShardFile, around: Iterable[tuple[int, bytes]], crc: int, checksums: bytes
+    ) -> None:
+        """Write what stands around the tensors, sync, give the shard its name, note it and its checksums."""
         with writing(self.building):
-            status = file.finish(header)
+            status = file.finish(around)
             self._check_ours()
             os.rename(file.path, self.building / name)
             sync_folder(self.building)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import errno
 import os
 import threading
+from collections.abc import Iterable
 from pathlib import Path
 
 from .journal import no_links
@@ -19,7 +20,7 @@ DIRECT_MIN_NBYTES = 256 << 10  # smaller writes are no faster past the page cach
 
 
 class ShardFile:
-    """A file of known size, preallocated. The header is written last, by `finish`."""
+    """A file of known size, preallocated. What stands around the tensors is written last, by `finish`."""
 
     def __init__(self, path: Path, nbytes: int):
         self.path, self.nbytes = path, nbytes
@@ -42,10 +43,11 @@ class ShardFile:
             done = first + self._write_direct(data[first:last], offset + first)
         self._write_buffered(data[done:], offset + done)
 
-    def finish(self, header: bytes) -> os.stat_result:
-        """Write the header, make all of it durable, and close; what the file is by then."""
+    def finish(self, around: Iterable[tuple[int, bytes]]) -> os.stat_result:
+        """Write (offset, bytes) of what is no tensor data, make all durable, and close; what the file is by then."""
         try:
-            self._write_buffered(memoryview(header), 0)
+            for offset, piece in around:
+                self._write_buffered(memoryview(piece), offset)
             os.fsync(self._fd)
             return os.fstat(self._fd)
         finally:

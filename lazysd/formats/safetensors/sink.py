@@ -1,0 +1,48 @@
+"""Writing safetensors: a header, then the tensors one after the other; several files get an index."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from math import prod
+
+from ..base import Around, Placed, Row, StoredRows
+from .header import format_header
+from .index import format_index
+
+
+class SafetensorsSink:
+    """Writes `model.safetensors`, or numbered shards and their index, as transformers names them."""
+
+    name = "safetensors"
+
+    def file_name(self, stem: str, number: int, total: int) -> str:
+        return f"{stem}.safetensors" if total == 1 else f"{stem}-{number:05d}-of-{total:05d}.safetensors"
+
+    def lay_out(self, rows: Iterable[Row], metadata: Mapping[str, str]) -> StoredRows:
+        nbytes = 0
+
+        def counted() -> Iterator[Row]:
+            nonlocal nbytes
+            for row in rows:
+                nbytes += row.nbytes
+                yield row
+
+        header, starts = format_header(((row.key, row.code, row.dims) for row in counted()), metadata)
+        return StoredRows(starts, len(header), len(header) + nbytes)
+
+    def around(self, rows: Iterable[Row], metadata: Mapping[str, str], checksums: Sequence[int]) -> Around:
+        yield 0, format_header(((row.key, row.code, row.dims) for row in rows), metadata)[0]
+
+    def index(self, stem: str, placed: Iterable[Placed], num_files: int) -> Iterator[tuple[str, Iterable[bytes]]]:
+        if num_files < 2:
+            return
+        weight_map: dict[str, str] = {}
+        num_parameters = nbytes = 0
+        for file, row, _ in placed:
+            weight_map[row.key] = file
+            num_parameters += prod(row.dims)
+            nbytes += row.nbytes
+        yield f"{stem}.safetensors.index.json", format_index(weight_map, nbytes, num_parameters)
+
+
+SINK = SafetensorsSink()
