@@ -55,8 +55,24 @@ def add_source(parser: argparse.ArgumentParser, name: str = "checkpoint") -> Non
 
 
 def add_opening(parser: argparse.ArgumentParser) -> None:
-    """--follow-links."""
+    """--follow-links, --family and --layouts."""
     parser.add_argument("--follow-links", action="store_true", help="also follow links out of the checkpoint's folder")
+    parser.add_argument(
+        "--family", metavar="NAME", help="model family, where config.json does not say (see `lazysd layouts`)"
+    )
+    add_tables(parser)
+
+
+def add_tables(parser: argparse.ArgumentParser) -> None:
+    """--layouts: tables of one's own."""
+    parser.add_argument(
+        "--layouts", metavar="FILE", action="append", default=[], help="tables of your own, .toml or .py; repeatable"
+    )
+
+
+def in_family(checkpoint: Checkpoint, args: argparse.Namespace) -> Checkpoint:
+    """The checkpoint as one of the family that --family states."""
+    return checkpoint.like(checkpoint, family=args.family) if args.family else checkpoint
 
 
 def add_filters(parser: argparse.ArgumentParser) -> None:
@@ -154,7 +170,7 @@ def add_json(parser: argparse.ArgumentParser) -> None:
 
 def opened_whole(path: str, args: argparse.Namespace) -> Checkpoint:
     """The checkpoint at `path`; what there is to say about it goes to stderr."""
-    checkpoint = open_checkpoint(path, follow_links=args.follow_links)
+    checkpoint = in_family(open_checkpoint(path, follow_links=args.follow_links), args)
     for remark in checkpoint.remarks:
         say(args, remark)
     return checkpoint

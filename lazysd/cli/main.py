@@ -15,6 +15,7 @@ from typing import NoReturn
 
 from .. import errors
 from .._version import __version__
+from ..layouts import load
 from . import convert, diff, inspect, layouts, merge, plan, show, stats, verify
 from .common import UsageError
 
@@ -56,6 +57,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code."""
     args = build_parser().parse_args(argv)
     try:
+        for file in getattr(args, "layouts", ()):
+            load(file, overwrite=True)
         code: int = args.action(args)
         if sys.stdout is not None:  # None where the shell has closed it
             sys.stdout.flush()

@@ -22,6 +22,7 @@ from .common import (
     add_reading,
     add_verbosity,
     emit,
+    in_family,
     opened,
     stated,
     wants_progress,
@@ -50,7 +51,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     if args.against is None:
         return alone(args)
-    with opened(args.against, args) as source, open_checkpoint(args.dst, follow_links=args.follow_links) as dst:
+    with (
+        opened(args.against, args) as source,
+        in_family(open_checkpoint(args.dst, follow_links=args.follow_links), args) as dst,
+    ):
         to = args.to or dst.layout
         given = stated(args)
         config = {**(dst.config or source.config or {}), **given} or None

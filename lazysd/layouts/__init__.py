@@ -25,6 +25,7 @@ from .registry import (
 )
 from .rewriting import apply
 from .rule import Layout, LoraNames, Rule
+from .tables import load
 
 __all__ = [
     "GENERATIONS",
@@ -51,6 +52,7 @@ __all__ = [
     "families",
     "find",
     "get",
+    "load",
     "names",
     "parse_axes",
     "parse_key",

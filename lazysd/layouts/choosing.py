@@ -74,6 +74,13 @@ def choose(
         )
     sizes = {**origin.config_sizes(whole), **target.config_sizes(whole)}
     firsts = {**origin.config_firsts(whole), **target.config_firsts(whole)}
+    for layout in (origin, target):
+        if unknown_first := [axis for axis in layout.firsts if axis not in firsts]:
+            names = ", ".join(layout.firsts[unknown_first[0]])
+            raise LayoutError(
+                f"cannot convert {shown}: experts of several kinds stand in one list, and where the second "
+                f"kind starts is not known; state {names} (config=, config.json)"
+            )
     return Choice(origin, target, whole, sizes, firsts)
 
 

@@ -24,6 +24,8 @@ _FOLDERS: dict[str, Iterable[str]] = {}  # package of families or dialects -> wh
 _FAMILIES: dict[str, Family] = {}
 _DIALECTS: dict[str, Dialect] = {}
 _DERIVED: dict[tuple[str, str], Layout | LayoutError] = {}
+_ASKED: list[str] = []  # the group of entry points, once it has been looked at
+GROUP = "lazysd.layouts"  # entry points of installed packages that add families, dialects or layouts
 ALIASES = {"peft": "peft-0.19"}  # other names, resolved by get()
 
 
@@ -40,6 +42,25 @@ def _scan() -> None:
                 _add(_FAMILIES, family)
             if (dialect := getattr(module, "DIALECT", None)) is not None:
                 _add(_DIALECTS, dialect)
+    if not _ASKED:
+        _ASKED.append(GROUP)
+        from importlib.metadata import entry_points  # takes longer to import than all of this
+
+        for point in entry_points(group=GROUP):
+            _from_entry_point(point.load())
+
+
+def _from_entry_point(found: Any) -> None:
+    """What an installed package offers: a Family, Dialect or Layout, several of them, or a function that registers."""
+    if isinstance(found, Layout):
+        _LAYOUTS.setdefault((found.family, found.name), found)
+    elif isinstance(found, (Family, Dialect)):
+        _add(_FAMILIES if isinstance(found, Family) else _DIALECTS, found)
+    elif callable(found):
+        found()
+    else:
+        for one in found:
+            _from_entry_point(one)
 
 
 def _add(table: dict[str, Any], new: Family | Dialect) -> None:
@@ -66,19 +87,34 @@ def dialects() -> Mapping[str, Dialect]:
     )
 
 
-def register_family(family: Family) -> Family:
+def register_family(family: Family, overwrite: bool = False) -> Family:
     """Add a family, so that its checkpoints convert to every dialect it speaks; returns it."""
     _scan()
-    _add(_FAMILIES, family)
+    _replace(_FAMILIES, family, overwrite)
     return family
 
 
-def register_dialect(dialect: Dialect) -> Dialect:
+def register_dialect(dialect: Dialect, overwrite: bool = False) -> Dialect:
     """Add a dialect, so that every family that speaks it converts to it; returns it."""
     _scan()
-    _add(_DIALECTS, dialect)
-    _DERIVED.clear()
+    _replace(_DIALECTS, dialect, overwrite)
     return dialect
+
+
+def _replace(table: dict[str, Any], new: Family | Dialect, overwrite: bool) -> None:
+    old = table.pop(new.name, None) if overwrite else None
+    try:
+        _add(table, new)
+    except LayoutError:
+        if old is not None:
+            table[new.name] = old
+        raise
+    _DERIVED.clear()
+
+
+def derived(family: Family, name: str) -> Layout:
+    """The layout of a family that need not be registered. Raises LayoutError where it has none."""
+    return derive(family, dialects().get(name), name)
 
 
 def register(layout: Layout, overwrite: bool = False) -> Layout:
@@ -110,7 +146,7 @@ def nearest(name: str) -> list[str]:
     return list(dict.fromkeys(known[kind] for kind in get_close_matches(name, known, n=6, cutoff=0.6)))[:3]
 
 
-def _candidates(family: str) -> list[str]:
+def candidates(family: str) -> list[str]:
     """Names of layouts that a family may have, in the order in which they are tried and shown."""
     derived = []
     if family in families():
@@ -136,7 +172,7 @@ def _derived(family: str, name: str) -> Layout | LayoutError | None:
 
 def layouts_of(family: str) -> list[Layout]:
     """The layouts of a family."""
-    found = (_LAYOUTS.get((family, name)) or _derived(family, name) for name in _candidates(family))
+    found = (_LAYOUTS.get((family, name)) or _derived(family, name) for name in candidates(family))
     return [layout for layout in found if isinstance(layout, Layout)]
 
 
@@ -145,7 +181,7 @@ def names(family: str | None = None) -> list[str]:
     if family is not None:
         found = [layout.name for layout in layouts_of(family)]
     else:
-        found = list(dict.fromkeys(name for family in family_names() for name in _candidates(family)))
+        found = list(dict.fromkeys(name for family in family_names() for name in candidates(family)))
     return found + [alias for alias, name in ALIASES.items() if name in found]
 
 
@@ -171,9 +207,7 @@ def get(name: str, family: str | None = None) -> Layout:
             owners.append(FIRST)
         if not owners:
             owners = [
-                owner
-                for owner in families()
-                if full in _candidates(owner) and isinstance(_derived(owner, full), Layout)
+                owner for owner in families() if full in candidates(owner) and isinstance(_derived(owner, full), Layout)
             ]
         if len(owners) > 1 and FIRST not in owners:
             raise LayoutError(
