@@ -140,7 +140,8 @@ def test_include_and_exclude(src: Path, tmp_path: Path) -> None:
 CASES = [
     (2, ["convert", "{src}"], "lazysd convert: the following arguments are required: DST; see `lazysd convert"),
     (2, ["convert", "{src}", "{out}", "--to", "nemo", "--workers", "0"], "not a whole number of at least 1"),
-    (2, [], "COMMAND; see `lazysd --help`"),
+    (2, ["conver"], "did you mean 'convert'?; see `lazysd --help`"),
+    (2, ["convert", "{src}", "{out}", "--overwite"], "did you mean '--overwrite'?"),
     (3, ["inspect", ""], "the path is empty"),
     (2, ["convert", "{src}", "{out}", "--to", "nemo", "--max-memory", "lots"], "cannot read 'lots' as a size"),
     (2, ["convert", "{src}", "{out}", "--to", "nemo", "--max-memory", "1MB"], "smallest that would do"),
@@ -211,6 +212,7 @@ def test_every_command_has_help() -> None:
     assert len(commands) == len(COMMANDS)
     for name, command in commands.items():
         assert command.description, name
+        assert f"\nExamples:\n  lazysd {name} " in command.description or name in ("layouts",), name
         for action in command._actions:
             assert action.help, (name, action.dest)
 

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import sys
+from contextlib import suppress
 from math import isfinite
 from typing import Any
 
@@ -215,16 +217,40 @@ def emit(args: argparse.Namespace, text: str, data: Any) -> None:
 def say(args: argparse.Namespace, text: str) -> None:
     """A remark for people, on stderr, unless --quiet."""
     if not getattr(args, "quiet", False):
-        print(printable(text), file=sys.stderr)
+        to_stderr(printable(text))
+
+
+def to_stderr(text: str) -> None:
+    """A line on stderr; where that is closed or full, nobody reads it, and that is no failure."""
+    with suppress(OSError, ValueError):
+        if sys.stderr is not None:
+            print(text, file=sys.stderr, flush=True)
+
+
+def emit_done(args: argparse.Namespace, text: str, data: Any) -> None:
+    """The result of work that is done: that nobody can take it any more is said, and is no failure of the work."""
+    try:
+        emit(args, text, data)
+        if sys.stdout is not None:
+            sys.stdout.flush()
+    except (OSError, ValueError) as error:
+        drop_stdout()
+        say(args, f"done, but the result could not be printed: {getattr(error, 'strerror', None) or error}")
+
+
+def drop_stdout() -> None:
+    """Nobody can take what is still to be printed; without this, Python complains once more at exit."""
+    with suppress(OSError, ValueError, AttributeError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def add_verbosity(parser: argparse.ArgumentParser) -> None:
     """-q, -v and --no-progress."""
     parser.add_argument("-q", "--quiet", action="store_true", help="no progress and no remarks")
     parser.add_argument("-v", "--verbose", action="store_true", help="say more on stderr")
-    parser.add_argument("--no-progress", action="store_true", help="no progress bar")
+    parser.add_argument("--no-progress", action="store_true", help="no bar, and no lines where stderr is no terminal")
 
 
 def wants_progress(args: argparse.Namespace) -> bool:
-    """A bar only where someone looks at it."""
-    return sys.stderr.isatty() and not (args.quiet or args.no_progress)
+    """A bar where someone looks, lines in a log (save.progress knows); nothing where it was not wanted."""
+    return not (args.quiet or args.no_progress)

@@ -33,6 +33,7 @@ from .common import (
     add_verbosity,
     converted,
     emit,
+    emit_done,
     opened,
     say,
     wants_progress,
@@ -108,7 +109,7 @@ def write(result: Checkpoint, args: argparse.Namespace, made: str) -> int:
         data["verified"] = comparison.equal
         text += "\n" + verify.describe(comparison, args.dst, made)
         code = 0 if comparison.equal else CHECK_FAILED
-    emit(args, text, data)
+    emit_done(args, text, data)
     return code
 
 

@@ -2,6 +2,10 @@
 
 Where the layouts differ, B is compared as it would look in A's layout. Rows fold the experts of a layer; those that
 moved most come first. "relative" is the norm of B - A over the norm of A.
+
+Examples:
+  lazysd diff base finetune
+  lazysd diff base finetune --include '*.experts.*' --json
 """
 
 from __future__ import annotations

@@ -2,6 +2,10 @@
 
 Without a name: every family with the layouts it has. FAMILY: its layouts, and why it lacks others. FAMILY --to LAYOUT:
 the table from its files (or --from LAYOUT), a row for each kind of tensor. A layout's name shows its Qwen3-MoE table.
+
+Examples:
+  lazysd layouts
+  lazysd layouts qwen3_moe --to nemo
 """
 
 from __future__ import annotations

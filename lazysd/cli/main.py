@@ -1,6 +1,6 @@
 """The parser, and the one place where the library's errors become exit codes.
 
-Exit codes: 0 done, 1 a check failed, 2 usage, 3 bad input, 4 could not write, 130 interrupted.
+Exit codes: 0 done, 1 a check failed, 2 usage, 3 bad input, 4 could not write, 130 interrupted, 143 terminated.
 """
 
 from __future__ import annotations
@@ -8,16 +8,18 @@ from __future__ import annotations
 import argparse
 import errno
 import os
+import re
 import sys
 import traceback
 from collections.abc import Sequence
-from typing import NoReturn
+from typing import ClassVar, NoReturn
 
 from .. import errors
 from .._version import __version__
 from ..layouts import load
-from . import convert, diff, inspect, layouts, merge, plan, show, stats, verify
-from .common import UsageError
+from ..nearest import did_you_mean
+from . import convert, diff, inspect, layouts, merge, plan, show, signals, stats, verify
+from .common import UsageError, drop_stdout, to_stderr
 
 COMMANDS = (inspect, layouts, plan, convert, merge, verify, diff, show, stats)
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)  # of stdout, where no error of ours says more
@@ -27,8 +29,21 @@ _WRITING = (errors.OutputExistsError, errors.NoSpaceError, errors.WriteError, er
 class _Parser(argparse.ArgumentParser):
     """argparse with errors of one line, like all others."""
 
+    commands: ClassVar[dict[str, argparse.ArgumentParser]] = {}
+
     def error(self, message: str) -> NoReturn:
-        self.exit(2, f"{self.prog}: {message}; see `{self.prog} --help`\n")
+        to_stderr(f"{self.prog}: {message}{self._meant(message)}; see `{self.prog} --help`")
+        self.exit(2)
+
+    def _meant(self, message: str) -> str:
+        """What a mistyped command or option may have been."""
+        if found := re.match(r"argument COMMAND: invalid choice: '(.*)' \(", message):
+            known = [module.__name__.rsplit(".", 1)[-1] for module in COMMANDS]
+        elif found := re.match(r"unrecognized arguments: (--[^\s=]*)", message):
+            known = [option for parser in self.commands.values() for option in parser._option_string_actions]
+        else:
+            return ""
+        return did_you_mean(found[1], set(known))
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -36,7 +51,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser = _Parser(
         prog="lazysd",
         description="Open, inspect and convert safetensors checkpoints of any size in a few megabytes of memory.",
-        epilog="Exit codes: 0 done, 1 a check failed, 2 usage, 3 bad input, 4 could not write, 130 interrupted.",
+        epilog="Exit codes: 0 done, 1 a check failed, 2 usage, 3 bad input, 4 could not write, 130 or 143 interrupted.",
     )
     parser.add_argument("--version", action="version", version=f"lazysd {__version__}")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
@@ -50,12 +65,17 @@ def build_parser() -> argparse.ArgumentParser:
         module.add_arguments(command)
         command.add_argument("--debug", action="store_true", help="show a traceback with errors")
         command.set_defaults(action=module.run)
+        _Parser.commands[name] = command
     return parser
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code."""
-    args = build_parser().parse_args(argv)
+    parser = build_parser()
+    if not (sys.argv[1:] if argv is None else argv):
+        parser.print_help()
+        return 0
+    args = parser.parse_args(argv)
     try:
         for file in getattr(args, "layouts", ()):
             load(file, overwrite=True)
@@ -63,10 +83,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         if sys.stdout is not None:  # None where the shell has closed it
             sys.stdout.flush()
         return code
-    except KeyboardInterrupt:
-        return _failed(args, "interrupted; run the same command again to go on", 130)
+    except KeyboardInterrupt as error:
+        return signals.say_interrupted(error)
     except BrokenPipeError:  # `lazysd inspect … | head` has seen enough
-        _drop_stdout()
+        drop_stdout()
         return 0
     except _WRITING as error:
         return _failed(args, error, 4)
@@ -76,31 +96,40 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _failed(args, error, 3)
     except OSError as error:
         if error.errno in _FULL:
-            _drop_stdout()
+            drop_stdout()
         return _failed(args, error, 4 if error.errno in _FULL else 3)
 
 
-def _drop_stdout() -> None:
-    """Nobody can take what is still to be printed; without this, Python complains once more at exit."""
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-
-
-def _failed(args: argparse.Namespace, error: object, code: int) -> int:
+def _failed(args: argparse.Namespace, error: BaseException, code: int) -> int:
     """Say in one line what went wrong."""
-    if args.debug and isinstance(error, BaseException):
+    if signals.was_asked():  # whatever came of it, the signal is why
+        return signals.say_interrupted(error)
+    if args.debug:
         traceback.print_exception(error)
-    message = error
+    message: object = error
     if isinstance(error, OSError) and error.strerror:  # without "[Errno 30]"
         message = f"{error.filename}: {error.strerror}" if error.filename else error.strerror
     text = " ".join(str(message).split())
-    print(f"lazysd: {''.join(char if char.isprintable() else '?' for char in text)}", file=sys.stderr)
+    to_stderr(f"lazysd: {''.join(char if char.isprintable() else '?' for char in text)}")
     return code
 
 
 def run() -> None:
     """Entry point of the `lazysd` command."""
+    for fd in (0, 1, 2):  # closed ones would be given to the next file that is opened, and be printed into
+        try:
+            os.fstat(fd)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)
     try:
+        signals.install()
         code = main()
-    except KeyboardInterrupt:  # before a command had begun
-        code = 130
-    sys.exit(code)
+    except KeyboardInterrupt as error:  # before a command had begun, or after it had ended
+        code = signals.say_interrupted(error)
+    except SystemExit as stop:
+        code = stop.code if isinstance(stop.code, int) else 1
+    except BaseException as error:
+        if not signals.was_asked():
+            raise
+        code = signals.say_interrupted(error)
+    signals.leave(code)

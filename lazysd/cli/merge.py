@@ -1,4 +1,9 @@
-"""Merge a LoRA adapter into its base: base plus scaled update, expert by expert, under the memory budget."""
+"""Merge a LoRA adapter into its base: base plus scaled update, expert by expert, under the memory budget.
+
+Examples:
+  lazysd merge Qwen3-30B-A3B my-adapter merged --verify
+  lazysd merge Qwen3-30B-A3B my-adapter merged-nemo --to nemo
+"""
 
 from __future__ import annotations
 

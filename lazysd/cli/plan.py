@@ -1,4 +1,9 @@
-"""Prove what a conversion would do: bytes, shards, memory, losses. Reads headers only."""
+"""Prove what a conversion would do: bytes, shards, memory, losses. Reads headers only.
+
+Examples:
+  lazysd plan Qwen3-30B-A3B --to nemo
+  lazysd plan Qwen3-30B-A3B --dtype f16 --max-shard-size 2GB --json
+"""
 
 from __future__ import annotations
 

@@ -1,6 +1,8 @@
 """Show one tensor: what it is, what reading it would cost, and its values; a slice of it, in any layout.
 
-Example: lazysd show CKPT model.layers.0.mlp.experts.gate_and_up_projs --to nemo --slice "7, :4, ::256"
+Examples:
+  lazysd show Qwen3-30B-A3B model.norm.weight
+  lazysd show Qwen3-30B-A3B model.layers.0.mlp.experts.gate_and_up_projs --to nemo --slice '3, :2, ::8'
 """
 
 from __future__ import annotations

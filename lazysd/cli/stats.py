@@ -2,7 +2,9 @@
 
 Every tensor is read once. KEY is a key or a glob; --check ends with 1 where there is NaN or infinity.
 
-Example: lazysd stats CKPT "*.layers.3.*" --check
+Examples:
+  lazysd stats Qwen3-30B-A3B
+  lazysd stats Qwen3-30B-A3B '*.layers.3.*' --check
 """
 
 from __future__ import annotations

@@ -2,6 +2,10 @@
 
 Where DST has other floating-point types than SRC, it is compared with SRC cast to them, and the result says so.
 Without --against, every file beside DST's manifest is read, and each damaged tensor, header and file is named.
+
+Examples:
+  lazysd verify Qwen3-30B-A3B-nemo
+  lazysd verify Qwen3-30B-A3B-nemo --against Qwen3-30B-A3B
 """
 
 from __future__ import annotations

@@ -1,0 +1,139 @@
+"""Signals and streams: whatever the command is doing, it ends within a second, in one line; nobody has to read it."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+import lazysd
+
+# Runs the command with a step that takes long; says on a pipe when it is there.
+CHILD = """
+import os, sys, time
+sys.argv[0] = "lazysd"
+where, ready = sys.argv.pop(1), int(sys.argv.pop(1))
+def wait(*args, **kwargs):
+    os.write(ready, b"x")
+    until = time.monotonic() + 30
+    while time.monotonic() < until:
+        try: time.sleep(0.01)
+        except BaseException:
+            if not where.startswith("swallowed"): raise
+from lazysd.cli import main
+import lazysd.opening
+if where == "opening": main.convert.opened = wait
+if where == "import":
+    import importlib.abc
+    class Slow(importlib.abc.MetaPathFinder):
+        def find_spec(self, name, path, target=None):
+            if name == "torch": wait()
+    sys.meta_path.insert(0, Slow())
+if where in ("working", "swallowed"):
+    import lazysd.save.run as run
+    finish = run.OutputFolder.finish_shard
+    def slow(self, *args):
+        finish(self, *args)
+        if len(self.finished) == 2: wait()
+    run.OutputFolder.finish_shard = slow
+if where == "printed":
+    import atexit
+    atexit.register(wait)
+main.run()
+"""
+
+
+def child(where: str, src: Path, out: Path, number: int) -> tuple[int, str, float]:
+    """Exit code, stderr and seconds from the signal to the end."""
+    hear, tell = os.pipe()
+    args = ["convert", str(src), str(out), "--to", "nemo", "--max-shard-size", "20KB", "--workers", "1"]
+    running = subprocess.Popen(
+        [sys.executable, "-c", CHILD, where, str(tell), *args],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        pass_fds=[tell],
+    )
+    os.close(tell)
+    assert os.read(hear, 1) == b"x", running.communicate()
+    os.close(hear)
+    began = time.monotonic()
+    running.send_signal(number)
+    _, said = running.communicate(timeout=60)
+    return running.returncode, said, time.monotonic() - began
+
+
+@pytest.mark.parametrize(
+    ("number", "code", "word"), [(signal.SIGINT, 130, "interrupted"), (signal.SIGTERM, 143, "terminated")]
+)
+@pytest.mark.parametrize("where", ["opening", "import", "working", "swallowed", "printed"])
+def test_a_signal_ends_the_command_in_one_line(
+    golden: Path, tmp_path: Path, where: str, number: signal.Signals, code: int, word: str
+) -> None:
+    out = tmp_path / "out"
+    found, said, seconds = child(where, golden / "qwen3_moe_tiny", out, number)
+    assert (found, said.count("\n")) == (code, 1), said
+    assert said.startswith(f"lazysd: {word}; ")
+    assert seconds < 20  # a second on a machine that does nothing else; the step itself takes thirty
+    assert out.exists() == (where == "printed")
+    if where == "working":
+        assert "2 of 5 shards kept" in said
+    if where in ("working", "swallowed"):
+        args = ["convert", str(golden / "qwen3_moe_tiny"), str(out), "--to", "nemo", "--max-shard-size", "20KB"]
+        again = subprocess.run([sys.executable, "-m", "lazysd", *args], capture_output=True, text=True, check=True)
+        assert "resuming at" in again.stderr
+        assert "2 of 5 shards kept" in again.stderr
+    if out.exists():
+        assert lazysd.open(out).layout == "nemo"
+
+
+@pytest.mark.parametrize("closing", [">&-", "2>&-", ">&- 2>&-", "> /dev/full", "2> /dev/full", "<&-", ">&- 2>&- <&-"])
+def test_streams_that_take_nothing_are_no_failure(golden: Path, tmp_path: Path, closing: str) -> None:
+    shutil.copytree(golden / "qwen3_moe_tiny", tmp_path / "src")
+    command = (
+        f"{sys.executable} -m lazysd convert {tmp_path}/src {tmp_path}/out --to nemo --dtype f16 --max-shard-size 20KB"
+    )
+    done = subprocess.run(f"{command} {closing}", shell=True, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    expected = lazysd.open(tmp_path / "src").convert("nemo").map(lambda t: t.half())
+    saved = lazysd.open(tmp_path / "out")
+    assert set(saved) == set(expected)
+    assert all(torch.equal(saved[key].materialize(), node.materialize()) for key, node in expected.items())
+    again = subprocess.run(f"{command} {closing}", shell=True, capture_output=True, text=True)
+    assert again.returncode == 4  # it exists; nothing of a message went to stdout
+    assert again.stdout == ""
+
+
+def test_a_log_gets_lines_and_a_short_run_none(
+    golden: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from lazysd.save import progress
+
+    source = lazysd.open(golden / "qwen3_moe_tiny").convert("nemo")
+    source.save(tmp_path / "short", progress=True)
+    assert capsys.readouterr().err == ""
+    monkeypatch.setattr(progress, "LINE_SECONDS", 0)
+    source.save(tmp_path / "long", progress=True)
+    lines = capsys.readouterr().err.splitlines()
+    assert lines
+    assert all(line.startswith("convert: ") and "/s, " in line for line in lines)
+    assert lines[-1].startswith("convert: 100% of ")
+
+
+def test_the_rate_is_that_of_this_run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    from lazysd.save import progress
+
+    now = iter([0.0, 100.0, 110.0])
+    monkeypatch.setattr(progress.time, "monotonic", lambda: next(now))
+    with progress.reporter(True, "convert") as report:
+        report.remark("resuming at 90 %: 9 of 10 shards kept")  # type: ignore[attr-defined]
+        report(900, 1000)
+        report(1000, 1000)
+    assert capsys.readouterr().err.splitlines()[-1] == "convert: 100% of 1.0 kB, 10 B/s, 0:00 left"
