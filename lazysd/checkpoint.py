@@ -15,6 +15,9 @@ from .errors import LayoutError, MissingTensorError
 from .facts import Facts
 from .measuring import Measuring
 from .nearest import did_you_mean
+from .peft.config import AdapterConfig
+from .peft.converting import convert_adapter
+from .peft.generation import check_stated, decider, detect
 from .sizes import format_nbytes
 from .tensor.lazy import LazyTensor
 from .tensor.wrapping import as_lazy, takes_key
@@ -71,7 +74,7 @@ class Checkpoint(Measuring, Mapping[str, LazyTensor]):
     def _detected(self) -> layouts.Layout | None:
         if self.facts.layout is not None and self.facts.family is not None:
             return layouts.get(self.facts.layout, self.facts.family)
-        return layouts.detect(self._tensors, self.config, self.facts.family, self.facts.adapter)
+        return detect(self._tensors, self.config, self.facts.family, self.facts.adapter)
 
     @property
     def layout(self) -> str | None:
@@ -104,7 +107,7 @@ class Checkpoint(Measuring, Mapping[str, LazyTensor]):
         return self.facts.metadata
 
     @property
-    def adapter(self) -> layouts.AdapterConfig | None:
+    def adapter(self) -> AdapterConfig | None:
         """What adapter_config.json says, where there is one."""
         return self.facts.adapter  # type: ignore[no-any-return]
 
@@ -184,7 +187,7 @@ class Checkpoint(Measuring, Mapping[str, LazyTensor]):
         Raises:
             LayoutError: keys or shapes do not fit; nothing is dropped or guessed.
         """
-        adapter = (self.facts.adapter or layouts.AdapterConfig()).stating(config)
+        adapter = (self.facts.adapter or AdapterConfig()).stating(config)
         known = self.facts.layout if family in (None, self.facts.family) else None
         choice = layouts.choose(
             self._tensors,
@@ -193,16 +196,14 @@ class Checkpoint(Measuring, Mapping[str, LazyTensor]):
             family=family or self.facts.family,
             config=self.config,
             stated=config,
-            decide=layouts.decider(adapter),
+            decide=decider(adapter),
             where=self.path,
             trusted=source is None,
         )
         origin, target = choice.origin, choice.target
         if source or known:
-            layouts.check_stated(origin, self._tensors, adapter, choice.config)
-        tensors, says = layouts.convert_adapter(
-            self._tensors, origin, target, choice.sizes, adapter, merge_rank, choice.firsts
-        )
+            check_stated(origin, self._tensors, adapter, choice.config)
+        tensors, says = convert_adapter(self._tensors, origin, target, choice.sizes, adapter, merge_rank, choice.firsts)
         if mesh is not None:
             from .mesh.spread import spread_experts
 

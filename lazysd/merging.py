@@ -8,8 +8,9 @@ from typing import Any
 from . import layouts
 from .checkpoint import Checkpoint
 from .errors import LayoutError
-from .layouts.adapter import FIELDS, AdapterConfig
-from .layouts.converting import to_hub
+from .peft.config import FIELDS, AdapterConfig
+from .peft.converting import to_hub
+from .peft.generation import detect
 from .peft.kind import AdapterKind, Unmerged, kinds_of
 from .peft.ties import HEAD, untied, untying
 from .peft.updates import Updates
@@ -90,12 +91,12 @@ def _per_expert(
     if family is None:
         return adapter
     sizes = {key: value for key, value in config.items() if key not in FIELDS} | _sizes_of(hub, family)
-    if (
-        source is None
-        and adapter.facts.layout is None
-        and layouts.detect(adapter, sizes, family, adapter.adapter) is None
-    ):
+    if source is None and adapter.facts.layout is None and detect(adapter, sizes, family, adapter.adapter) is None:
         return adapter
+    if any(key.endswith((".lora_magnitude_vector", ".lora_magnitude_vector.weight")) for key in adapter):
+        found = detect(adapter, sizes, family, adapter.adapter)
+        if found is not None and found.name == "peft-per-expert":
+            return adapter  # each expert's projection is a module already, and grouping has no place for magnitudes
     return adapter.convert("peft-per-expert", source=source, family=family, config=sizes)
 
 

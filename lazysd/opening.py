@@ -14,7 +14,7 @@ from .formats.base import Folder
 from .formats.beside import Beside, beside
 from .graph.assemble import assemble
 from .graph.building import many_nodes
-from .layouts import AdapterConfig
+from .peft.config import AdapterConfig
 from .peft.naming import plain_names
 from .stores.base import Options
 from .stores.folder import LocalStore

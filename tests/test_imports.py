@@ -28,8 +28,9 @@ FLOORS = [
     {"stats"},
     {"tensor"},
     {"layouts"},
+    {"peft"},
     {"families", "dialects"},
-    {"quant", "peft"},
+    {"quant"},
     {"mesh"},
     {"save"},
     {"comparison", "iterate", "load", "measuring"},
@@ -150,3 +151,14 @@ def test_import_is_light(module: str) -> None:
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
     assert (done.returncode, done.stderr) == (0, "")
     assert done.stdout.split() == [], f"import {module} must not import these: they cost seconds"
+
+
+def test_the_engine_of_layouts_knows_nothing_of_adapters_and_quantisation() -> None:
+    words = ("lora", "peft", "fp8", "dora", "adapter", "mxfp4")
+    found = [
+        f"{path.name}:{number}"
+        for path in sorted((PACKAGE / "layouts").rglob("*.py"))
+        for number, line in enumerate(path.read_text(encoding="utf-8").lower().splitlines(), 1)
+        if any(word in line for word in words)
+    ]
+    assert found == []

@@ -16,9 +16,10 @@ from safetensors.torch import load_file, save_file
 import lazysd
 from lazysd.errors import LayoutError, MissingExpertsError
 from lazysd.graph.leaves import Full
-from lazysd.layouts import Layout, LoraNames, Rule
-from lazysd.layouts.lora import native as native_rules
-from lazysd.layouts.lora import peft_layouts
+from lazysd.layouts import Layout, Rule
+from lazysd.peft.names import LoraNames
+from lazysd.peft.tables import native as native_rules
+from lazysd.peft.tables import peft_layouts
 from lazysd.tensor.lazy import LazyTensor
 
 LAYOUTS = ("nemo", "peft-0.18", "peft-0.19", "peft-per-expert")
@@ -548,7 +549,7 @@ def ungated() -> Any:
     up, down = (names.experts + "{e}." + word + "_proj.weight" for word in ("up", "down"))
     base = (Rule(up, up, "[e] i h -> [e] i h"), Rule(down, down, "[e] h i -> [e] h i"))
     tables = (
-        Layout("nemo", family, native_rules(names), lora=names),
+        Layout("nemo", family, native_rules(names), companion=names),
         *peft_layouts(family, names, base, {"e": ("n",)}),
     )
     for table in tables:

@@ -27,7 +27,7 @@ from safetensors.torch import load_file, save_file
 import lazysd
 from lazysd.cli.main import main
 from lazysd.errors import LayoutError
-from lazysd.layouts import AdapterConfig
+from lazysd.peft.config import AdapterConfig
 
 LAYOUTS = ("nemo", "peft-0.18", "peft-0.19", "peft-per-expert")
 CONFIG, STAMP = "adapter_config.json", "automodel_peft_config.json"

@@ -20,8 +20,8 @@ from lazysd.cli.main import main
 from lazysd.errors import LayoutError
 from lazysd.graph.compute import AddMatmul
 from lazysd.graph.rewrite import build
-from lazysd.layouts import AdapterConfig
 from lazysd.merging import merge
+from lazysd.peft.config import AdapterConfig
 
 E, H, I, R = 3, 4, 5, 2  # noqa: E741
 LAYOUTS = ("nemo", "peft-0.18", "peft-0.19", "peft-per-expert")

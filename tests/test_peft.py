@@ -31,8 +31,8 @@ from safetensors.torch import load_file
 
 import lazysd
 from lazysd.errors import LayoutError
-from lazysd.layouts import AdapterConfig
 from lazysd.merging import merge
+from lazysd.peft.config import AdapterConfig
 
 # peft looks for the keys of rank_pattern among modules only, finds those of parameters nowhere, and applies them
 pytestmark = pytest.mark.filterwarnings("ignore:The following (rank|alpha)_pattern keys did not match:RuntimeWarning")

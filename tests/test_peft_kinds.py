@@ -17,8 +17,8 @@ import lazysd
 from lazysd.cli.main import main
 from lazysd.errors import LayoutError
 from lazysd.graph.rewrite import build
-from lazysd.layouts import AdapterConfig
 from lazysd.merging import merge
+from lazysd.peft.config import AdapterConfig
 from lazysd.peft.kind import AdapterKind, Unmerged, Wrapped, all_kinds, find_end, kinds_of
 from lazysd.peft.kinds.dora import AddMatmulNormed
 

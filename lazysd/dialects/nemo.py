@@ -1,7 +1,7 @@
 """NeMo Automodel's grouped experts."""
 
 from ..layouts.family import Dialect
-from ..layouts.lora import with_native
+from ..peft.tables import with_native
 
 FORM = {
     "gate_up": ("gate_and_up_projs", "e h (g i)"),
@@ -16,5 +16,6 @@ DIALECT = Dialect(
     everywhere=False,
     unless="no state dict adapter of nemo-automodel is known to read this family",
     source="nemo-automodel 0.7.0, its state dict adapters",
+    order=20,
     complete=with_native,
 )

@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 from ..errors import LayoutError
-from .adapter import AdapterConfig
 from .choosing import Choice, choose
-from .converting import convert, convert_adapter
+from .converting import convert
 from .detect import Found, find
 from .family import Dialect, Experts, Family, Speech
-from .generation import check_stated, decider, detect
 from .keys import parse_key
-from .lora import GENERATIONS
 from .pattern import parse_axes
 from .registry import (
     all_layouts,
@@ -24,12 +21,10 @@ from .registry import (
     resolve,
 )
 from .rewriting import apply
-from .rule import Layout, LoraNames, Rule
+from .rule import Layout, Rule
 from .tables import load
 
 __all__ = [
-    "GENERATIONS",
-    "AdapterConfig",
     "Choice",
     "Dialect",
     "Experts",
@@ -37,17 +32,12 @@ __all__ = [
     "Found",
     "Layout",
     "LayoutError",
-    "LoraNames",
     "Rule",
     "Speech",
     "all_layouts",
     "apply",
-    "check_stated",
     "choose",
     "convert",
-    "convert_adapter",
-    "decider",
-    "detect",
     "dialects",
     "families",
     "find",

@@ -62,7 +62,7 @@ def _beside(family: Family) -> tuple[str, ...]:
 
 
 def module_of(family: Family) -> str:
-    """Where transformers has the experts' module in memory, which is what adapters name: a key template."""
+    """Where transformers has the experts' module in memory, by which other programs name it: a key template."""
     said = family.speaks.get("hf-fused")
     at = said.at if isinstance(said, Speech) else None
     return (at[0] if isinstance(at, tuple) else at) or family.stacks[0].at

@@ -116,4 +116,6 @@ class Dialect:
     unless: str = ""  # why not, where a family does not mention it
     sizes: Mapping[str, tuple[str, ...]] = field(default_factory=dict)  # axes of its renames -> names in config.json
     source: str = ""
+    order: int = 100  # where it stands in lists, the lowest first, equals by name
+    aliases: tuple[str, ...] = ()  # other names
     complete: Callable[[Layout, Family], Layout] | None = None  # what other rooms add; a LayoutError says why not

@@ -17,7 +17,6 @@ from .family import Dialect, Family, Speech
 from .rule import Layout
 
 FIRST = "qwen3_moe"  # the family meant where none is named and several have the layout
-ORDER = ("hf", "hf-fused", "nemo", "peft-0.18", "peft-0.19", "peft-per-expert")  # then the others, by name
 
 _LAYOUTS: dict[tuple[str, str], Layout] = {}  # registered by users, one by one
 _FOLDERS: dict[str, Iterable[str]] = {}  # package of families or dialects -> where its files are
@@ -26,7 +25,6 @@ _DIALECTS: dict[str, Dialect] = {}
 _DERIVED: dict[tuple[str, str], Layout | LayoutError] = {}
 _ASKED: list[str] = []  # the group of entry points, once it has been looked at
 GROUP = "lazysd.layouts"  # entry points of installed packages that add families, dialects or layouts
-ALIASES = {"peft": "peft-0.19"}  # other names, resolved by get()
 
 
 def add_folder(package: str, path: Iterable[str]) -> None:
@@ -82,9 +80,7 @@ def families() -> Mapping[str, Family]:
 def dialects() -> Mapping[str, Dialect]:
     """The dialects, by name."""
     _scan()
-    return dict(
-        sorted(_DIALECTS.items(), key=lambda item: (ORDER.index(item[0]) if item[0] in ORDER else len(ORDER), item[0]))
-    )
+    return dict(sorted(_DIALECTS.items(), key=lambda item: (item[1].order, item[0])))
 
 
 def register_family(family: Family, overwrite: bool = False) -> Family:
@@ -177,12 +173,12 @@ def layouts_of(family: str) -> list[Layout]:
 
 
 def names(family: str | None = None) -> list[str]:
-    """Names of the known layouts, of one family or of all; aliases ("peft", the newest) come last."""
+    """Names of the known layouts, of one family or of all; aliases come last."""
     if family is not None:
         found = [layout.name for layout in layouts_of(family)]
     else:
         found = list(dict.fromkeys(name for family in family_names() for name in candidates(family)))
-    return found + [alias for alias, name in ALIASES.items() if name in found]
+    return found + [alias for alias, name in _aliases().items() if name in found]
 
 
 def all_layouts(family: str | None = None) -> list[Layout]:
@@ -192,7 +188,12 @@ def all_layouts(family: str | None = None) -> list[Layout]:
 
 def resolve(name: str) -> str:
     """The name behind an alias; other names as they are."""
-    return ALIASES.get(name, name)
+    return _aliases().get(name, name)
+
+
+def _aliases() -> dict[str, str]:
+    """Other names of dialects, each with the dialect's own."""
+    return {alias: dialect.name for dialect in dialects().values() for alias in dialect.aliases}
 
 
 def get(name: str, family: str | None = None) -> Layout:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from ..errors import LayoutError
 from . import sizes as stated_sizes
@@ -18,7 +18,7 @@ class Rule:
     """One line of a layout: keys of the hub on the left, keys of the layout on the right, axes in between.
 
     The same line read from right to left is the inverse. `hf` names the hub's keys: Hugging Face per-expert weights
-    and, for adapters, NeMo's grouped LoRA tensors. Raises LayoutError where the line is no bijection.
+    and what other rooms group beside them. Raises LayoutError where the line is no bijection.
     """
 
     hf: str  # key template of the hub
@@ -96,21 +96,6 @@ class End(NamedTuple):
 
 
 @dataclass(frozen=True)
-class LoraNames:
-    """How adapters call a family's expert parameters. PEFT wraps `inner` first, so that `outer` wraps the wrapper."""
-
-    experts: str  # key template of the experts' module, up to its last dot
-    inner: str = "gate_up_proj"  # its keys carry `base_layer.` where both parameters are wrapped
-    outer: str = "down_proj"
-    inner_words: tuple[str, ...] = ("gate_proj", "up_proj")  # what `inner` is made of, expert by expert
-
-    @property
-    def gated(self) -> bool:
-        """Whether `inner` is gate beside up."""
-        return len(self.inner_words) > 1
-
-
-@dataclass(frozen=True)
 class Layout:
     """A named way to write a family's tensors: rules to and from the hub; keys no rule speaks of pass through."""
 
@@ -119,8 +104,8 @@ class Layout:
     rules: tuple[Rule, ...] = ()
     description: str = ""
     sizes: Mapping[str, tuple[str, ...]] = field(default_factory=dict)  # axis -> names of its size in config.json
-    lora: LoraNames | None = None  # how adapters call the experts' parameters
-    merged: tuple[Rule, ...] = ()  # in place of `rules`, to the hub: gate and up become one parameter of twice the rank
+    companion: Any = None  # what a room above keeps with the layout; nothing in this one looks at it
+    merged: tuple[Rule, ...] = ()  # in place of `rules`, to the hub, where the caller asks for it
     # End of a key that no rule covers -> why it is not carried. A key template is refused wherever it stands.
     refuses: Mapping[str, str] = field(default_factory=dict)
     beside: tuple[str, ...] = ()  # templates of keys that may stand among those the rules rewrite, and pass through

@@ -13,8 +13,8 @@ from typing import Any
 from .. import layouts
 from ..errors import LayoutError
 from ..layouts import Layout, Rule, apply
-from ..layouts.lora import GENERATIONS
 from ..move.target import is_dtensor
+from ..peft.tables import GENERATIONS
 from ..tensor.lazy import LazyTensor
 from ..tensor.wrapping import as_lazy
 from . import grouped

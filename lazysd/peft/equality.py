@@ -10,7 +10,7 @@ from math import isclose
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ..errors import LayoutError
-from ..layouts.adapter import CONFIG, STAMP, STAMP_KEY, AdapterConfig, generation_of
+from .config import CONFIG, STAMP, STAMP_KEY, AdapterConfig, generation_of
 from .holding import held_by, lora_modules
 
 if TYPE_CHECKING:

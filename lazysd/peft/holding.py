@@ -6,8 +6,10 @@ from typing import TYPE_CHECKING, Any
 
 from .. import layouts
 from ..errors import LayoutError
-from ..layouts.adapter import Adapted, AdapterConfig, parameter_name
-from ..layouts.converting import adapted, to_hub
+from .config import Adapted, AdapterConfig, parameter_name
+from .converting import to_hub
+from .pairs import adapted
+from .tables import GENERATIONS
 
 if TYPE_CHECKING:
     from ..checkpoint import Checkpoint
@@ -61,7 +63,7 @@ def adapter_summary(ckpt: Checkpoint) -> dict[str, Any]:
         if ckpt.layout is None or ckpt.family is None:
             return summary
         summary["layout"] = ckpt.layout
-        summary["generation"] = ckpt.layout if ckpt.layout in layouts.GENERATIONS else None
+        summary["generation"] = ckpt.layout if ckpt.layout in GENERATIONS else None
         held = held_by(ckpt)
     except LayoutError as error:
         return {**summary, "problem": str(error)}

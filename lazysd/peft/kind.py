@@ -15,7 +15,7 @@ from typing import Any, NamedTuple, Protocol
 
 from ..errors import LayoutError
 from ..graph.node import Node
-from ..layouts.adapter import CONFIG, AdapterConfig
+from .config import CONFIG, AdapterConfig
 
 MERGEABLE = ("F16", "BF16", "F32", "F64")
 

@@ -53,7 +53,10 @@ class _Program(NamedTuple):
 @lru_cache(maxsize=4096)
 def _compiled(pattern: str) -> _Program:
     if len(pattern) > MAX_PATTERN:
-        raise LayoutError(f"pattern {pattern[:40]!r}… has {len(pattern)} characters, expected at most {MAX_PATTERN}")
+        raise LayoutError(
+            f"pattern {pattern[:40]!r}… is no regular expression to be matched in bounded time: it has "
+            f"{len(pattern)} characters, expected at most {MAX_PATTERN}"
+        )
     whole = rf"(.*\.)?({pattern})$"
     try:
         plain, tree = re.compile(whole), _parser.parse(whole)

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any, TypeVar
 
 from ..errors import LayoutError
-from ..layouts.adapter import AdapterConfig
+from .config import AdapterConfig
 
 T = TypeVar("T")
 HEAD = "lm_head.weight"

@@ -8,7 +8,7 @@ from typing import TypeVar
 from ..errors import LayoutError
 from ..graph.node import Node
 from ..graph.rewrite import cast
-from ..layouts.adapter import AdapterConfig, parameter_name
+from .config import AdapterConfig, parameter_name
 from .kind import AdapterKind, Wrapped, find_end
 
 N = TypeVar("N", bound=Node)

@@ -12,7 +12,7 @@ from ...graph.boxes import Box, Dims
 from ...graph.compute import AddMatmul, Computed
 from ...graph.node import Node
 from ...graph.rewrite import build
-from ...layouts.adapter import CONFIG, AdapterConfig
+from ..config import CONFIG, AdapterConfig
 from ..kind import MERGEABLE, Wrapped
 from .lora import EMBEDDING, A, B, Lora, not_fitting, oriented
 

@@ -10,7 +10,7 @@ from ...graph.compute import AddMatmul
 from ...graph.node import Node
 from ...graph.ops import Permute
 from ...graph.rewrite import build
-from ...layouts.adapter import CONFIG, AdapterConfig
+from ..config import CONFIG, AdapterConfig
 from ..kind import MERGEABLE, Wrapped
 
 A, B = "lora_A.weight", "lora_B.weight"

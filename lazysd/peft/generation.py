@@ -6,12 +6,13 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from ..errors import LayoutError
+from ..layouts.detect import Decide, find
+from ..layouts.rule import Layout
 from ..tensor.lazy import LazyTensor
-from .adapter import AdapterConfig, parameter_name
-from .converting import NO_ADAPTER, wrapped_modules
-from .detect import Decide, find
-from .lora import GENERATIONS
-from .rule import Layout, LoraNames
+from .config import AdapterConfig, parameter_name
+from .folding import wrapped_modules
+from .names import LoraNames, names_in
+from .tables import GENERATIONS
 
 
 def decide(
@@ -27,9 +28,9 @@ def decide(
 
     Raises LayoutError where pieces of evidence disagree, or where there is none: it is never guessed.
     """
-    adapter = adapter or NO_ADAPTER
+    adapter = adapter or AdapterConfig()
     evidence = adapter.generations()
-    names = rivals[0].lora
+    names = names_in(rivals[0])
     if names is not None:
         fitting = [layout for layout in rivals if fits(layout.name, tensors, names, adapter, config)]
         if not fitting:
@@ -86,8 +87,8 @@ def check_stated(
     config: Mapping[str, object] | None = None,
 ) -> None:
     """Raise LayoutError where evidence speaks against a generation that the caller states."""
-    adapter = adapter or NO_ADAPTER
-    names = layout.lora
+    adapter = adapter or AdapterConfig()
+    names = names_in(layout)
     if names is None or layout.name not in GENERATIONS or not wrapped_modules(tensors, names):
         return
     for what, name in adapter.generations().items():

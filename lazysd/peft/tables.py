@@ -12,9 +12,10 @@ from collections.abc import Mapping
 from dataclasses import replace
 
 from ..errors import LayoutError
-from .derive import module_of
-from .family import FUSED, Family, Speech
-from .rule import Layout, LoraNames, Rule
+from ..layouts.derive import module_of
+from ..layouts.family import FUSED, Family, Speech
+from ..layouts.rule import Layout, Rule
+from .names import LoraNames
 
 NEWEST = "peft-0.19"
 GENERATIONS = ("peft-0.18", NEWEST)
@@ -104,7 +105,7 @@ def with_native(layout: Layout, family: Family) -> Layout:
     names = names_of(family)
     if names is None:
         return replace(layout, refuses={**layout.refuses, **_FP8})
-    return replace(layout, rules=layout.rules + native(names), lora=names, refuses={**layout.refuses, **REFUSES})
+    return replace(layout, rules=layout.rules + native(names), companion=names, refuses={**layout.refuses, **REFUSES})
 
 
 def without(layout: Layout, family: Family) -> Layout:
@@ -126,7 +127,7 @@ def with_peft(layout: Layout, family: Family) -> Layout:
         base, merged = base + per_expert(names), base + per_expert(names, merged=True)
     else:
         base += paramwrapper(names, layout.name)
-    return replace(layout, rules=base, merged=merged, lora=names, refuses={**layout.refuses, **REFUSES})
+    return replace(layout, rules=base, merged=merged, companion=names, refuses={**layout.refuses, **REFUSES})
 
 
 def peft_layouts(
@@ -145,7 +146,7 @@ def peft_layouts(
             base + paramwrapper(names, name),
             about.format(versions[name]),
             sizes=sizes,
-            lora=names,
+            companion=names,
             refuses=REFUSES,
         )
         for name in GENERATIONS
@@ -156,7 +157,7 @@ def peft_layouts(
         base + per_expert(names),
         "LoRA for each expert's projections (transformers 4, NeMo's v4_compatible); base weights as hf",
         sizes=sizes,
-        lora=names,
+        companion=names,
         merged=base + per_expert(names, merged=True),
         refuses=REFUSES,
     )

@@ -9,7 +9,9 @@ from math import isfinite, sqrt
 from typing import Any
 
 from ..errors import LayoutError
-from .rule import Layout, LoraNames
+from ..layouts.rule import Layout
+from .matching import matches
+from .names import LoraNames, names_in
 
 CONFIG, STAMP = "adapter_config.json", "automodel_peft_config.json"
 STAMP_KEY = "paramwrapper_layout"
@@ -95,9 +97,9 @@ def _from_pattern(pattern: Mapping[str, Any] | None, name: str, default: Any) ->
     """PEFT's matching: the first key that is a regex for the whole name, or for its end after a dot."""
     for key, value in (pattern or {}).items():
         try:
-            found = re.match(rf"(.*\.)?({key})$", name)
-        except (re.error, OverflowError, RecursionError) as error:
-            raise LayoutError(f"{CONFIG}: pattern {key!r} is no regular expression: {error}") from error
+            found = matches(str(key), name)
+        except LayoutError as error:
+            raise LayoutError(f"{CONFIG}: {error}") from error
         if found:
             return value
     return default
@@ -137,8 +139,8 @@ def adapter_config_for(layout: Layout, config: AdapterConfig, adapted: Adapted, 
         adapted: what the tensors hold.
         origin: where they come from.
     """
-    names = list(adapted.parameters)
-    if not names or layout.lora is None:
+    names, lora = list(adapted.parameters), names_in(layout)
+    if not names or lora is None:
         return config
     values = {"peft_type": "LORA", **config.values}
     targets = list(values.get("target_parameters") or [])
@@ -149,7 +151,7 @@ def adapter_config_for(layout: Layout, config: AdapterConfig, adapted: Adapted, 
         wanted = [module for modules in aliases.values() for module in modules]
         values["target_modules"] = _retarget(values.get("target_modules"), set(), wanted, adapted.modules)
     else:
-        values["target_parameters"] = _target_parameters(targets, names, layout.lora)
+        values["target_parameters"] = _target_parameters(targets, names, lora)
         gone = set()
         if origin.name == "peft-per-expert":
             gone = {m for name in names for m in expert_modules(layout, name, adapted.num_experts[name])}
@@ -210,9 +212,10 @@ def _covers(target: str, parameter: str) -> bool:
 
 def expert_modules(layout: Layout, parameter: str, num_experts: int) -> list[str]:
     """The per-expert modules behind a stacked parameter: "….experts.0.gate_proj", …"""
-    assert layout.lora is not None
+    lora = names_in(layout)
+    assert lora is not None
     module, last = parameter.rsplit(".", 1)
-    words = layout.lora.inner_words if last == layout.lora.inner else (layout.lora.outer,)
+    words = lora.inner_words if last == lora.inner else (lora.outer,)
     return [f"{module}.{expert}.{word}" for expert in range(num_experts) for word in words]
 
 
