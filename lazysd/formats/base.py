@@ -23,7 +23,7 @@ class Chunk(NamedTuple):
 
     file: File
     offset: int  # of its first element, in bytes
-    starts: tuple[int, ...]  # where the part lies in the tensor
+    starts: tuple[int, ...]  # where the part lies in the tensor; empty where it is all of it
     sizes: tuple[int, ...]
     strides: tuple[int, ...] | None = None  # in the file, in elements; None: dense, the last axis innermost
 

@@ -88,10 +88,9 @@ def _check_once(folder: Folder, headers: Mapping[File, Header]) -> None:
 def _tensors(headers: Mapping[File, Header], weight_map: Mapping[str, str] | None) -> dict[str, StoredTensor]:
     tensors: dict[str, StoredTensor] = {}
     for file, header in headers.items():
-        for key, entry in header.entries.items():
+        for key, (code, shape, start, _) in header.entries.items():
             if weight_map is None or weight_map[key] == file.name:
-                chunk = Chunk(file, entry.start, (0,) * len(entry.shape), entry.shape)
-                tensors[key] = StoredTensor(entry.code, entry.shape, (chunk,))
+                tensors[key] = StoredTensor(code, shape, (Chunk(file, start, (), shape),))
     return tensors
 
 

@@ -79,7 +79,7 @@ def _read_raw(file: File) -> bytes:
     raw = file.text(8, nbytes)
     if not raw.startswith(b"{"):
         raise FormatError(f"expected a header that starts with '{{', found {raw[:8]!r}")
-    if _MINUS_ZERO.search(raw):
+    if b"-0" in raw and _MINUS_ZERO.search(raw):
         parse_json(raw, tuple, integer=_no_minus_zero)
     return raw
 
