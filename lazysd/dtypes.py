@@ -45,25 +45,66 @@ DTYPES: dict[str, DType] = {
         DType("F64", 64, "float64", "f64"),
         DType("I64", 64, "int64", "i64"),
         DType("U64", 64, "uint64", "u64"),
-        DType("F4", 4, None, "f4"),
-        DType("F6_E2M3", 6, None, "f6e2m3"),
-        DType("F6_E3M2", 6, None, "f6e3m2"),
+        DType("F4", 4, "float4_e2m1fn_x2", "f4x2"),
+        DType("F6_E2M3", 6, "uint8", "f6e2m3 bytes"),
+        DType("F6_E3M2", 6, "uint8", "f6e3m2 bytes"),
     )
 }
+
+# Types narrower than a byte.
+PACKED = frozenset(code for code, dtype in DTYPES.items() if dtype.bits < 8)
 
 # Types that numpy has under the same bits.
 NUMPY = frozenset(("BOOL", "U8", "I8", "I16", "U16", "F16", "I32", "U32", "F32", "C64", "F64", "I64", "U64"))
 
 
 def itemsize(code: str) -> int:
-    """Bytes an element of `code` takes. Raises UnsupportedCheckpointError for types narrower than a byte."""
-    bits = DTYPES[code].bits
-    if bits % 8:
+    """Bytes an element of a node takes. Of types narrower than a byte, an element is a byte that holds several."""
+    return max(1, DTYPES[code].bits // 8)
+
+
+def is_packed(code: str) -> bool:
+    """Whether values are narrower than a byte: they are moved, compared and shown as the bytes that hold them."""
+    return DTYPES[code].bits < 8
+
+
+def refuse_packed(code: str) -> None:
+    """Raise UnsupportedCheckpointError for a type narrower than a byte, which nothing here computes with."""
+    if is_packed(code):
         raise UnsupportedCheckpointError(
-            f"cannot move {DTYPES[code].label} tensors: their elements are {bits} bits, narrower than a byte; "
-            "leave them out (drop(), --exclude) or dequantise them with the tool that wrote them"
+            f"cannot cast to or from {code}: its values are packed into bytes and mean little without their scales; "
+            "dequantise them, or leave them out (drop(), --exclude)"
         )
-    return bits // 8
+
+
+def packed(code: str, shape: tuple[int, ...]) -> tuple[int, ...]:
+    """The shape of a node, whose last axis counts bytes, from that in a file, which counts values; as torch has it.
+
+    >>> packed("F4", (2, 8)), packed("BF16", (2, 8))
+    ((2, 4), (2, 8))
+
+    Raises:
+        UnsupportedCheckpointError: a row ends within a byte.
+    """
+    if not is_packed(code):
+        return shape
+    if not shape or shape[-1] * DTYPES[code].bits % 8:
+        raise UnsupportedCheckpointError(
+            f"{code} of shape {list(shape)}: rows end within a byte, and torch has no such tensors"
+        )
+    return (*shape[:-1], shape[-1] * DTYPES[code].bits // 8)
+
+
+def unpacked(code: str, dims: tuple[int, ...]) -> tuple[int, ...]:
+    """The shape in a file, from that of a node. Raises UnsupportedCheckpointError where bytes hold no whole values."""
+    if not is_packed(code):
+        return dims
+    bits = DTYPES[code].bits
+    if not dims or dims[-1] * 8 % bits:
+        raise UnsupportedCheckpointError(
+            f"{code} in {list(dims)} bytes: the last axis holds no whole values of {bits} bits"
+        )
+    return (*dims[:-1], dims[-1] * 8 // bits)
 
 
 @cache
@@ -72,6 +113,8 @@ def to_torch(code: str) -> torch.dtype:
     import torch
 
     name = DTYPES[code].torch_name
+    if is_packed(code) and not hasattr(torch, str(name)):
+        return torch.uint8
     if name is None or not hasattr(torch, name):
         raise UnsupportedCheckpointError(f"torch {torch.__version__} has no dtype for safetensors {code}")
     dtype: torch.dtype = getattr(torch, name)
@@ -95,11 +138,9 @@ def parse(text: str) -> str:
     wanted = aliases.get(wanted, wanted)
     wanted = wanted.replace("fp", "f", 1) if wanted.startswith("fp") else wanted
     for entry in DTYPES.values():
-        if wanted in (entry.code.lower(), entry.label, entry.torch_name):
+        if wanted in (entry.code.lower(), entry.label, entry.torch_name) and entry.bits >= 8:
             return entry.code
-    raise ValueError(
-        f"unknown dtype {text!r}; use one of {', '.join(d.label for d in DTYPES.values() if d.torch_name)}"
-    )
+    raise ValueError(f"unknown dtype {text!r}; use one of {', '.join(d.label for d in DTYPES.values() if d.bits >= 8)}")
 
 
 @cache

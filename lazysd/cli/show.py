@@ -12,7 +12,7 @@ import math
 import re
 from typing import Any
 
-from .. import layouts
+from .. import dtypes, layouts
 from ..checkpoint import Checkpoint
 from ..display.text import printable
 from ..display.values import corners_text, picks
@@ -81,7 +81,7 @@ def run(args: argparse.Namespace) -> int:
                 data["values"] = None
                 data["values_left_out"] = f"{tensor.numel()} values; ask for some with --slice"
             else:
-                data["values"] = _plain(tensor.materialize().tolist())
+                data["values"] = _plain(_values(tensor).tolist())
         elif not args.no_values:
             text += f"\n{_shown(tensor)}"
         emit(args, text, data)
@@ -105,15 +105,21 @@ def _tensor(checkpoint: Checkpoint, args: argparse.Namespace) -> LazyTensor:
         raise
 
 
+def _values(tensor: LazyTensor) -> Any:
+    """The values; of types narrower than a byte, the bytes that hold them."""
+    values = tensor.materialize()
+    return values.view(dtypes.bits_dtype(tensor.code)) if dtypes.is_packed(tensor.code) else values
+
+
 def _shown(tensor: LazyTensor) -> str:
     """All values of a small tensor; of a large one its corners, which is all that is read."""
     shown = picks(tensor.dims)
     if shown is None:
-        return str(tensor.materialize())
+        return str(_values(tensor))
     corners = tensor
     for axis, indices in enumerate(shown):
         if len(indices) < tensor.dims[axis]:
             corners = corners[(*(slice(None),) * axis, list(indices))]
     total = sum(nbytes for _, _, nbytes in corners.reads())
-    values = corners.materialize()
+    values = _values(corners)
     return f"{corners_text(values, tensor.dims, shown)}\n(corners, {format_nbytes(total)} read; --slice shows more)"

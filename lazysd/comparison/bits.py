@@ -158,7 +158,8 @@ def _judge(result: Comparison, key: str, here: Node, there: Node, seen: _Seen, t
 def _shown(tile: Tile, flat: int, x: torch.Tensor, y: torch.Tensor) -> _Place:
     """An element of a tile, with both values; with their bits where the values look the same."""
     position = place_in(tile.box, flat)
-    left, right = (one.view(-1)[flat].item() for one in tile.tensors)
+    packed = dtypes.is_packed(dtypes.from_torch(tile.tensors[0].dtype))  # bytes that hold several values
+    left, right = (one.view(-1)[flat].item() for one in ((x, y) if packed else tile.tensors))
     shown = f"the first at {list(position)}: {left!r} against {right!r}"
     if left == right or left != left:
         bits = tuple(int(one.view(-1)[flat].item()) for one in (x, y))

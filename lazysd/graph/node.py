@@ -42,7 +42,7 @@ class Node:
     @property
     def nbytes(self) -> int:
         """Bytes the tensor takes once materialised."""
-        return prod(self.dims) * dtypes.DTYPES[self.code].bits // 8
+        return prod(self.dims) * dtypes.itemsize(self.code)
 
     @property
     def itemsize(self) -> int:

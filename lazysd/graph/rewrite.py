@@ -11,6 +11,7 @@ from itertools import pairwise, permutations, product
 from math import prod
 from typing import Any, TypeVar
 
+from .. import dtypes
 from .base import Op
 from .boxes import Box, Dims, clip, full_box
 from .compute import Agree, Cast
@@ -239,7 +240,10 @@ def concat(tensors: tuple[N, ...], dim: int = 0) -> N:
 
 
 def cast(node: N, code: str) -> N:
-    """The node in another dtype."""
+    """The node in another dtype. Raises UnsupportedCheckpointError for values packed into bytes."""
+    if code != node.code:
+        dtypes.refuse_packed(node.code)
+        dtypes.refuse_packed(code)
     return build(Cast(code), (node,))
 
 

@@ -10,6 +10,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from ... import dtypes
+from ...errors import UnsupportedCheckpointError
 from ..base import Around, Placed, Row, StoredRows
 from .archive import ALIGN_NBYTES, frame
 from .reading import METADATA
@@ -27,6 +28,8 @@ class DcpSink:
         starts: list[int] = []
         at = data = 0
         for row in rows:
+            if row.code.startswith("F6"):
+                raise UnsupportedCheckpointError(f"cannot write {row.key} as dcp: torch has no dtype for {row.code}")
             before, behind = map(len, frame(row.code, row.dims, row.nbytes, 0))
             starts.append(at + before)
             at += before + row.nbytes + behind

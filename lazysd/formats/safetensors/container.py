@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 
-from ...errors import FormatError
+from ... import dtypes
+from ...dtypes import PACKED
+from ...errors import FormatError, UnsupportedCheckpointError
 from ...stores.base import File
 from ...stores.strict_json import listing, show
 from ..base import Chunk, Contents, Folder, StoredTensor
@@ -90,8 +92,16 @@ def _tensors(headers: Mapping[File, Header], weight_map: Mapping[str, str] | Non
     for file, header in headers.items():
         for key, (code, shape, start, _) in header.entries.items():
             if weight_map is None or weight_map[key] == file.name:
-                tensors[key] = StoredTensor(code, shape, (Chunk(file, start, (), shape),))
+                dims = shape if code not in PACKED else _packed(file, key, code, shape)
+                tensors[key] = StoredTensor(code, dims, (Chunk(file, start, (), dims),))
     return tensors
+
+
+def _packed(file: File, key: str, code: str, shape: tuple[int, ...]) -> tuple[int, ...]:
+    try:
+        return dtypes.packed(code, shape)
+    except UnsupportedCheckpointError as error:
+        raise UnsupportedCheckpointError(f"cannot open {file.path}: {show(key)}: {error}") from None
 
 
 CONTAINER = Safetensors()

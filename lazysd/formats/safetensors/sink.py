@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from math import prod
 
+from ... import dtypes
 from ..base import Around, Placed, Row, StoredRows
 from .header import format_header
 from .index import format_index
@@ -27,11 +28,11 @@ class SafetensorsSink:
                 nbytes += row.nbytes
                 yield row
 
-        header, starts = format_header(((row.key, row.code, row.dims) for row in counted()), metadata)
+        header, starts = format_header(map(_entry, counted()), metadata)
         return StoredRows(starts, len(header), len(header) + nbytes)
 
     def around(self, rows: Iterable[Row], metadata: Mapping[str, str], checksums: Sequence[int]) -> Around:
-        yield 0, format_header(((row.key, row.code, row.dims) for row in rows), metadata)[0]
+        yield 0, format_header(map(_entry, rows), metadata)[0]
 
     def index(self, stem: str, placed: Iterable[Placed], num_files: int) -> Iterator[tuple[str, Iterable[bytes]]]:
         if num_files < 2:
@@ -43,6 +44,10 @@ class SafetensorsSink:
             num_parameters += prod(row.dims)
             nbytes += row.nbytes
         yield f"{stem}.safetensors.index.json", format_index(weight_map, nbytes, num_parameters)
+
+
+def _entry(row: Row) -> tuple[str, str, tuple[int, ...]]:
+    return row.key, row.code, dtypes.unpacked(row.code, row.dims)
 
 
 SINK = SafetensorsSink()
