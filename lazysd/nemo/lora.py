@@ -14,6 +14,9 @@ from .. import layouts
 from ..errors import LayoutError
 from ..layouts import Layout, Rule, apply
 from ..move.target import is_dtensor
+from ..peft.config import AdapterConfig
+from ..peft.generation import fits
+from ..peft.names import LoraNames
 from ..peft.tables import GENERATIONS
 from ..tensor.lazy import LazyTensor
 from ..tensor.wrapping import as_lazy
@@ -27,11 +30,12 @@ OLDER, NEWER = GENERATIONS
 _STAMPS = {"peft-0.18": OLDER, "peft-0.19": NEWER, "peft-0.19.1": NEWER}  # the last one is what nemo-automodel writes
 _READERS = {OLDER: "PEFT 0.18 to 0.19.0", NEWER: "PEFT 0.19.1 and later"}
 _NATIVE = re.compile(r".*\.mlp\.experts\.lora_(?:gate_and_up|down)_[AB]")
-_WRAPPED = re.compile(r"(?:.*\.)?layers\.[0-9]+\.mlp\.experts\.(?P<which>(?:base_layer\.)?lora_[AB])\.weight")
+_WRAPPED = re.compile(r"(?:.*\.)?layers\.[0-9]+\.mlp\.experts\.(?:base_layer\.)?lora_[AB]\.weight")
 _UNGATED = (
     Rule(EXPERTS + "lora_gate_and_up_A", EXPERTS + "{e}.up_proj.lora_A.weight", "e h r -> [e] r h"),
     Rule(EXPERTS + "lora_gate_and_up_B", EXPERTS + "{e}.up_proj.lora_B.weight", "e r i -> [e] i r"),
 )
+_DOWN_ALONE = AdapterConfig({"target_parameters": ["down_proj"]})  # a wrapper without base_layer is down's, as in NeMo
 _APART = re.compile(r"(?:.*\.)?layers\.[0-9]+\.mlp\.experts\.[0-9]+\.(?:gate|up|down)_proj\.lora_[AB]\.weight")
 
 
@@ -136,10 +140,10 @@ class ParamWrapperMixin:
             stated = known_layout(self._paramwrapper_layout_hint)
         hidden = getattr(self.moe_config, "dim", None) or getattr(self.config, "hidden_size", None)
         inter = self.moe_config.moe_inter_dim
-        width = 2 * inter if self._is_gated_moe else inter
-        possible = set(GENERATIONS)
-        for key, node in wrapped.items():
-            possible &= _possible(key, node, hidden, inter, width)
+        words = ("gate_proj", "up_proj") if self._is_gated_moe else ("up_proj",)
+        names = LoraNames(EXPERTS, inner_words=words)
+        config = {"hidden_size": hidden, "moe_intermediate_size": inter}
+        possible = {name for name in GENERATIONS if fits(name, wrapped, names, _DOWN_ALONE, config)}
         if not possible:
             raise LayoutError(
                 f"the LoRA tensors (first {next(iter(wrapped))}) fit neither generation of PEFT's ParamWrapper with "
@@ -173,14 +177,3 @@ def _folded(generation: str) -> tuple[Layout, tuple[Rule, ...]]:
     """The ParamWrapper layout of a generation, and its rules for LoRA."""
     layout = layouts.get(generation, FAMILY)
     return layout, _only_lora(layout.rules)
-
-
-def _possible(key: str, node: LazyTensor, hidden: int | None, inter: int, width: int) -> set[str]:
-    """The generations in which a folded tensor may have its shape."""
-    found = _WRAPPED.fullmatch(key)
-    assert found is not None
-    is_inner, is_a = found["which"].startswith("base_layer."), found["which"].endswith("A")
-    size = node.dims[1 if is_a else 0]  # the axis that is not folded
-    as_input, as_output = (hidden, width) if is_inner else (inter, hidden)  # features of the wrapped parameter
-    newer, older = (as_input, as_output) if is_a else (as_output, as_input)
-    return {name for name, wanted in ((NEWER, newer), (OLDER, older)) if wanted is None or size == wanted}

@@ -111,23 +111,32 @@ def fits(
     nested = config.get("text_config") if config else None
     tables = [table for table in (config, nested) if isinstance(table, Mapping)]
     width = 2 if names.gated else 1
-    hidden = {table["hidden_size"] for table in tables if isinstance(table.get("hidden_size"), int)}
-    wide = {width * t["moe_intermediate_size"] for t in tables if isinstance(t.get("moe_intermediate_size"), int)}
+    hidden: set[int] = {table["hidden_size"] for table in tables if isinstance(table.get("hidden_size"), int)}
+    wide: set[int] = {
+        width * t["moe_intermediate_size"] for t in tables if isinstance(t.get("moe_intermediate_size"), int)
+    }
     swapped = generation == "peft-0.19"  # lora_A holds what goes in, lora_B what comes out
     for module, ends in wrapped_modules(tensors, names).items():
         nested_keys = any(end.startswith("base_layer.") for end in ends)
         path = parameter_name(module) + "."
         for start in ("base_layer.", ""):
-            a, b = (tensors.get(f"{module}.{start}lora_{letter}.weight") for letter in "AB")
-            if a is None or b is None or a.ndim != 2 or b.ndim != 2:
-                continue
-            incoming, outgoing = (a.dims[1], b.dims[0]) if swapped else (b.dims[0], a.dims[1])
             is_inner = bool(start)
             if not start and not nested_keys:
                 inner, outer = adapter.targets(path + names.inner), adapter.targets(path + names.outer)
                 if inner is None or inner == outer:
                     continue
                 is_inner = inner
-            hidden.add(incoming if is_inner else outgoing)
-            wide.add(outgoing if is_inner else width * incoming)
+            a, b = (tensors.get(f"{module}.{start}lora_{letter}.weight") for letter in "AB")
+            if a is not None and a.ndim == 2:
+                _note(a.dims[1], swapped, is_inner, hidden, wide, width)
+            if b is not None and b.ndim == 2:
+                _note(b.dims[0], not swapped, is_inner, hidden, wide, width)
     return len(hidden) <= 1 and len(wide) <= 1
+
+
+def _note(size: int, goes_in: bool, is_inner: bool, hidden: set[int], wide: set[int], width: int) -> None:
+    """Note the size of an axis that is not folded: what goes into gate and up, and comes out of down, is H wide."""
+    if goes_in is is_inner:
+        hidden.add(size)
+    else:
+        wide.add(size if is_inner else width * size)
