@@ -42,7 +42,7 @@ def cast_checkpoint(checkpoint: Checkpoint, dtype: str, everything: bool = False
             f"cannot cast to {dtype}: values would be lost without a scale; cast to bf16, f16, f32 or f64, or quantise "
             "(--quantize)"
         )
-    coded = [key for key, node in checkpoint.items() if node.code.startswith(("F8", "F4", "F6"))]
+    coded = [key for key, node in checkpoint.items() if node.code.startswith("F8") or dtypes.is_packed(node.code)]
     if coded:
         raise LayoutError(
             f"cannot cast {coded[0]}{f' and {len(coded) - 1} more' if len(coded) > 1 else ''}: few-bit codes mean "

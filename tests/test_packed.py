@@ -85,3 +85,11 @@ def test_rows_that_end_within_a_byte_are_refused(tmp_path: Path) -> None:
     six = lazysd.open(with_header(tmp_path / "n.safetensors", "F6_E2M3", [2, 8], bytes(12)))
     with pytest.raises(UnsupportedCheckpointError, match="the last axis holds no whole values of 6 bits"):
         six.map(lambda tensor: tensor[:, :4]).save(tmp_path / "out")
+
+
+def test_f64_is_not_one_of_them(tmp_path: Path) -> None:
+    save_file({"w": torch.ones(2, dtype=torch.float64)}, tmp_path / "m.safetensors")
+    assert main(["convert", str(tmp_path / "m.safetensors"), str(tmp_path / "out"), "--dtype", "bf16"]) == 0
+    assert lazysd.open(tmp_path / "out")["w"].dtype == torch.bfloat16
+    save_file({"w": FP4}, tmp_path / "n.safetensors")
+    assert main(["convert", str(tmp_path / "n.safetensors"), str(tmp_path / "out4"), "--dtype", "bf16"]) == 3

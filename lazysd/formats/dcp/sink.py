@@ -28,7 +28,7 @@ class DcpSink:
         starts: list[int] = []
         at = data = 0
         for row in rows:
-            if row.code.startswith("F6"):
+            if row.code.startswith("F6_"):
                 raise UnsupportedCheckpointError(f"cannot write {row.key} as dcp: torch has no dtype for {row.code}")
             before, behind = map(len, frame(row.code, row.dims, row.nbytes, 0))
             starts.append(at + before)
