@@ -14,7 +14,9 @@ from lazysd.layouts import Layout, Rule, all_layouts
 from lazysd.testing import assert_round_trip, checkpoints
 from lazysd.testing.strategies import PREFIXES
 
-LAYOUTS = all_layouts()
+ALL = all_layouts()
+# Megatron-Core's attention needs shapes that agree with each other; what is drawn beside experts has any.
+LAYOUTS = [layout for layout in ALL if (layout.family, layout.name) != ("qwen3_moe", "megatron")]  # see test_dense.py
 PLAIN = (torch.bfloat16, torch.float32)
 
 
@@ -42,7 +44,7 @@ def test_there_and_back(layout: Layout) -> None:
     round_trips(layout, max_examples=50 if layout.family == "qwen3_moe" else 4)
 
 
-@pytest.mark.parametrize("layout", LAYOUTS, ids=lambda layout: f"{layout.family}-{layout.name}")
+@pytest.mark.parametrize("layout", ALL, ids=lambda layout: f"{layout.family}-{layout.name}")
 def test_is_described(layout: Layout) -> None:
     assert layout.description, f"`lazysd layouts` has nothing to say about {layout.name}"
 

@@ -59,7 +59,7 @@ def choose(
     if source is not None:
         found = _stated(tensors, source, family, whole, shown)
     else:
-        found = find(tensors, whole, family, decide)
+        found = find(tensors, whole, family, decide, dense=True)
     if not found.layouts:
         raise LayoutError(f"cannot convert {shown}: {found.why}" if found.why else _no_key(shown, family))
     if len(found.layouts) > 1:

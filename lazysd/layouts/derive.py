@@ -20,6 +20,8 @@ def derive(family: Family, dialect: Dialect | None, name: str) -> Layout:
     said = family.speaks.get(name)
     if isinstance(said, str):
         raise LayoutError(f"family {family.name!r} has no layout {name!r}: {said}")
+    if family.dense:
+        return _dense(family, dialect, name)
     if said is None and dialect is not None and not dialect.everywhere:
         raise LayoutError(f"family {family.name!r} has no layout {name!r}: {dialect.unless}")
     speech = said or Speech()
@@ -46,12 +48,36 @@ def derive(family: Family, dialect: Dialect | None, name: str) -> Layout:
         tuple(rules),
         description,
         sizes=sizes,
-        refuses=family.refuses,
+        refuses={**family.refuses, **(dialect.refuses if dialect else {})},
         beside=_beside(family),
         firsts=firsts,
         source=source,
     )
     return dialect.complete(layout, family) if dialect is not None and dialect.complete is not None else layout
+
+
+_LAYER = "{prefix}layers.{layer}."
+_DENSE = tuple(  # what dense families are recognised by; they stay as they are in "hf"
+    Rule(_LAYER + key, _LAYER + key, f"{axes} -> {axes}")
+    for key, axes in (
+        ("self_attn.{p:q_proj|k_proj|v_proj}.weight", "[p] q|k|v h"),
+        ("self_attn.{p:q_proj|k_proj|v_proj}.bias", "[p] q|k|v"),
+        ("mlp.{g:gate_proj|up_proj}.weight", "[g] f h"),
+        ("mlp.{g:gate_proj|up_proj}.bias", "[g] f"),
+    )
+)
+_DENSE_BESIDE = (_LAYER + "self_attn.{x:o_proj|q_norm|k_norm|rotary_emb}.{y:*}", _LAYER + "mlp.down_proj.{y:*}")
+
+
+def _dense(family: Family, dialect: Dialect | None, name: str) -> Layout:
+    """The layout of a family without experts."""
+    if dialect is None or not (dialect.dense or name == "hf"):
+        raise LayoutError(f"family {family.name!r} has no layout {name!r}: it groups experts, and this family has none")
+    rules = _DENSE if name == "hf" else tuple(_rename(rename) for rename in dialect.dense)
+    about = "Hugging Face on disk" if name == "hf" else dialect.description
+    sizes = {"h": ("hidden_size",), "f": ("intermediate_size",), **dialect.sizes, **family.sizes}
+    source = dialect.source or family.source
+    return Layout(name, family.name, rules, about, sizes, refuses=family.refuses, beside=_DENSE_BESIDE, source=source)
 
 
 def _beside(family: Family) -> tuple[str, ...]:

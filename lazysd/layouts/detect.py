@@ -40,6 +40,7 @@ def find(
     config: Mapping[str, Any] | None = None,
     family: str | None = None,
     decide: Decide | None = None,
+    dense: bool = False,
 ) -> Found:
     """What keys, shapes and config.json say. Raises LayoutError where they contradict each other.
 
@@ -48,6 +49,7 @@ def find(
         config: config.json.
         family: stated by the caller; then model_type is not asked.
         decide: tells layouts of one family apart whose keys and shapes are alike, or raises LayoutError.
+        dense: also look for families without experts, of which only conversions need to know.
     """
     evidence = Evidence(tensors if isinstance(tensors, Mapping) else dict.fromkeys(tensors))
     if family is not None:
@@ -56,11 +58,23 @@ def find(
         return _among([family], evidence, config, decide, f"family {family!r} was stated")
     model_type = model_type_of(config)
     if model_type is None:
-        return _among(registry.family_names(), evidence, config, decide, "no model_type, so all families were tried")
+        why = "no model_type, so all families were tried"
+        names = registry.family_names()
+        found = _among([name for name in names if not _is_dense(name)], evidence, config, decide, why)
+        if found.layouts or not dense:
+            return found
+        return _among([name for name in names if _is_dense(name)], evidence, config, decide, why)
     known = registry.family_of(model_type)
     if known is None:
         return Found(why=unknown(config))
+    if _is_dense(known) and not dense:
+        return Found(why=f"model_type {model_type!r} of config.json has no experts")
     return _among([known], evidence, config, decide, f"model_type {model_type!r} of config.json")
+
+
+def _is_dense(family: str) -> bool:
+    table = registry.families().get(family)
+    return table is not None and table.dense
 
 
 def model_type_of(config: Mapping[str, Any] | None) -> str | None:

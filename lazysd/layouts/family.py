@@ -88,6 +88,7 @@ class Family:
     speaks: Mapping[str, Speech | str] = field(
         default_factory=dict
     )  # dialect -> what it calls things, or why it is none
+    dense: bool = False  # no experts: q_proj, k_proj, v_proj and gate_proj, up_proj of each layer, as Llama has them
     apart: tuple[str, ...] = ()  # key prefixes ("mtp.") whose experts every dialect leaves as they are on disk
     refuses: Mapping[str, str] = field(default_factory=dict)  # end of a key, or key template -> why it is not carried
     has: tuple[str, ...] = ()  # ends of keys that every checkpoint of the family has, and others lack
@@ -112,6 +113,8 @@ class Dialect:
     form: Form | None  # None: as the family's files have it
     at: str | None = None  # the experts' module; None: where it is on disk
     renames: tuple[Rename, ...] = ()  # of other keys, for families that do not say otherwise
+    dense: tuple[Rename, ...] = ()  # of a dense family; none: the dialect has no form for one
+    refuses: Mapping[str, str] = field(default_factory=dict)  # as a family's, for families with experts
     everywhere: bool = True  # whether a family that does not mention the dialect has it
     unless: str = ""  # why not, where a family does not mention it
     sizes: Mapping[str, tuple[str, ...]] = field(default_factory=dict)  # axes of its renames -> names in config.json

@@ -31,6 +31,8 @@ DTYPES = (
 )
 MAX_SIZES = {"e": 13}  # axes that live in key names; every other axis has at most MAX_SIZE
 MAX_SIZE = 9
+# Attention: n groups of m heads of b rows each; q has n * m * b rows, k and v have n * b, a group of q has m * b.
+HEADS = {"n": "", "m": "", "b": "", "a": "mb", "c": "b", "q": "na", "k": "nb", "v": "nb"}
 MAX_LAYER = 12  # layers need not be neighbours, and have two digits now and then
 Sizes = Mapping[str, int | tuple[int, int]]
 Entries = dict[str, tuple[str, tuple[int, ...]]]
@@ -97,6 +99,8 @@ def state_dicts(
         elsewhere = [layouts.parse_key(rule.to) for rule in renames.values()]  # names that only other layouts have
         for layer in numbers:
             for key, dims in _beside(f"{prefix}layers.{layer}.", drawn, draw):
+                if table.beside and ".mlp." in key and not any(".experts." in rule.to for rule in table.rules):
+                    continue  # a family without experts has no router
                 if key not in entries and not any(template.match(key) for template in elsewhere):
                     entries[key] = (code_of("scenery", key), dims)
         for key, dims in ((prefix + "embed_tokens.weight", (7, drawn["h"])), ("lm_head.weight", (7, drawn["h"]))):
@@ -165,6 +169,8 @@ class _Sizes:
             return given
         if axis == "u":  # gate and up, side by side
             return 2 * self["i"]
+        if axis in HEADS and given is None:  # rows of q, k and v, of all groups of heads or of one
+            return prod(self[factor] for factor in HEADS[axis]) if HEADS[axis] else self.draw(st.integers(1, 3))
         low, high = given or (1, MAX_SIZES.get(axis, MAX_SIZE))
         if axis == "h" and given is None and self.shape != "any":
             return self["i"] * (2 if self.shape == "twice" else 1)
@@ -193,6 +199,9 @@ def _config(family: str, table: Layout, sizes: _Sizes) -> dict[str, Any]:
         for step in path:
             inner = inner.setdefault(step, {})
         inner[name] = [*inner.get(name, ()), sizes[axis]] if place else sizes[axis]
+    if "n" in sizes.known:
+        config |= {"num_attention_heads": sizes["n"] * sizes["m"], "num_key_value_heads": sizes["n"]}
+        config |= {"head_dim": sizes["b"]}
     return config
 
 
@@ -255,15 +264,14 @@ def _words(rule: Any, axis: str) -> int | None:
 
 def _beside(at: str, sizes: _Sizes, draw: Any) -> Iterator[tuple[str, tuple[int, ...]]]:
     """What stands beside the experts in a layer, piece by piece or not at all."""
-    h, i = sizes["h"], sizes["i"]
-    pieces: tuple[tuple[tuple[str, tuple[int, ...]], ...], ...] = (
-        (("mlp.gate.weight", (sizes["e"], h)),),
-        (("input_layernorm.weight", (h,)), ("post_attention_layernorm.weight", (h,))),
-        tuple((f"self_attn.{name}_proj.weight", (h, h)) for name in "qkvo"),
-        tuple((f"self_attn.{name}_proj.bias", (h,)) for name in "qkv"),
-        tuple((f"mlp.shared_expert.{name}_proj.weight", (i, h)) for name in ("gate", "up")),
-        (("mlp.gate.e_score_correction_bias", (sizes["e"],)),),
+    pieces: tuple[tuple[tuple[str, str], ...], ...] = (  # end of a key, its axes
+        (("mlp.gate.weight", "eh"),),
+        (("input_layernorm.weight", "h"), ("post_attention_layernorm.weight", "h")),
+        (*((f"self_attn.{name}_proj.weight", name + "h") for name in "qkv"), ("self_attn.o_proj.weight", "hq")),
+        tuple((f"self_attn.{name}_proj.bias", name) for name in "qkv"),
+        tuple((f"mlp.shared_expert.{name}_proj.weight", "ih") for name in ("gate", "up")),
+        (("mlp.gate.e_score_correction_bias", "e"),),
     )
     for piece in pieces:
         if draw(st.booleans()):
-            yield from ((at + name, dims) for name, dims in piece)
+            yield from ((at + name, tuple(sizes[axis] for axis in axes)) for name, axes in piece)
