@@ -27,7 +27,7 @@ PREFERRED_TILE_NBYTES = 8 << 20
 MOST_NBYTES = 32 << 20  # of a tile that must stay whole, to read rows of the source once
 SMALLEST_TILE_NBYTES = 64 << 10
 CHUNK = 1 << 16  # elements that are computed with at a time: their temporaries stay in a core's cache
-_FIXED_NBYTES = 8 << 20  # for each worker: the mover's blocks, temporaries of a chunk
+_FIXED_NBYTES = 12 << 20  # for each worker: the mover's blocks, temporaries of a chunk, what malloc keeps
 _COMPUTED_NBYTES = 20 << 20  # more where values are computed on the way, as in a save
 
 Group = Sequence[Node]  # tensors of one shape, read side by side

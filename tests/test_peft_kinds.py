@@ -195,6 +195,7 @@ def test_other_kinds(
     assert f"adapter of kind {name} (peft_type {peft_type})" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
     assert main(["inspect", str(adapter)]) == 0
+    assert not stated or f"adapter  {name}\n" in capsys.readouterr().out
     assert main(["diff", str(adapter), str(adapter)]) == 0
     lazysd.open(adapter).save(tmp_path / "copy")
     assert main(["diff", str(adapter), str(tmp_path / "copy")]) == 0
@@ -216,3 +217,31 @@ def test_a_type_that_its_keys_deny(tmp_path: Path) -> None:
     write_adapter(tmp_path / "a", {"fc.ia3_l": torch.ones(6, 1)}, {"peft_type": "LORA"})
     with pytest.raises(LayoutError, match="says peft_type LORA, but the keys are those of IA3"):
         merge(base, lazysd.open(tmp_path / "a"))
+
+
+def test_inspect_calls_an_adapter_what_it_is(tmp_path: Path, capsys: Any) -> None:
+    at = f"base_model.model.{MODULE}."
+    lora = {at + "lora_A.weight": torch.ones(2, 5), at + "lora_B.weight": torch.ones(6, 2)}
+    for name, more, fields in (
+        ("LoRA", {}, {}),
+        ("DoRA", {at + "lora_magnitude_vector": torch.ones(6)}, {"use_dora": True}),
+    ):
+        write_adapter(tmp_path / name, lora | more, SAID | fields)
+        assert main(["inspect", str(tmp_path / name)]) == 0
+        out = capsys.readouterr().out
+        assert f"adapter  {name} of rank 2, alpha 4, scale alpha / rank\n" in out
+        assert "beside no experts" in out
+        assert "targets q_proj" in out
+
+
+@pytest.mark.parametrize("command", ["inspect", "plan", "merge"])
+def test_hostile_patterns_hang_nothing(tmp_path: Path, command: str, capsys: Any) -> None:
+    base = write(tmp_path / "base", {f"{MODULE}.weight": torch.ones(6, 5)})
+    at = f"base_model.model.{MODULE}."
+    lora = {at + "lora_A.weight": torch.ones(2, 5), at + "lora_B.weight": torch.ones(6, 2)}
+    hostile = {"(([a-z0-9_.]+)+)+x": 7}
+    adapter = write_adapter(tmp_path / "a", lora, SAID | {"rank_pattern": hostile, "alpha_pattern": hostile})
+    words = {"inspect": [], "plan": ["--to", "nemo"], "merge": [str(tmp_path / "out")]}[command]
+    assert main([command, *([str(base)] if command == "merge" else []), str(adapter), *words]) in (0, 3)
+    if command == "merge":
+        assert (tmp_path / "out").exists()

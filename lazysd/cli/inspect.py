@@ -132,9 +132,14 @@ def _adapter_lines(found: dict[str, Any]) -> list[str]:
     experts = f", {shown(found['num_experts'])} experts" if found["num_experts"] is not None else ""
     written = f"peft {shown(found['peft_version'])}" if found["peft_version"] is not None else "no peft_version"
     targets = [*(found.get("wrapped_parameters") or ()), *(found.get("wrapped_modules") or ())]
-    nothing = "generation undecided" if found["layout"] is None else f"layout {found['layout']}, of no PEFT generation"
+    nothing = f"layout {found['layout']}, of no PEFT generation"
+    if found["layout"] is None:
+        nothing = "generation undecided" if found["problem"] else "beside no experts"
+    kind = shown(found["kind"])
+    if found["rank"] is not None or found["alpha"] is not None:
+        kind += f" of rank {shown(found['rank'])}, alpha {shown(found['alpha'])}, scale {scale}"
     lines = [
-        f"adapter  LoRA of rank {shown(found['rank'])}, alpha {shown(found['alpha'])}, scale {scale}{experts}",
+        f"adapter  {kind}{experts}",
         f"         {shown(found['generation'] or nothing)} ({written})",
         f"         targets {shown(targets or found['target_parameters'] or found['target_modules'])}",
         f"         {found['tensors']} tensors, {format_nbytes(found['nbytes'])}",

@@ -8,6 +8,7 @@ from .. import layouts
 from ..errors import LayoutError
 from .config import Adapted, AdapterConfig, parameter_name
 from .converting import to_hub
+from .kind import AdapterKind, kinds_of
 from .pairs import adapted
 from .tables import GENERATIONS
 
@@ -39,13 +40,15 @@ def lora_modules(ckpt: Checkpoint) -> dict[str, int]:
 
 
 def adapter_summary(ckpt: Checkpoint) -> dict[str, Any]:
-    """What an adapter holds: rank, alpha, generation, targets, experts, size. Reads no tensor data.
+    """What an adapter holds: its kind, rank, alpha, generation, targets, experts, size. Reads no tensor data.
 
     Values that differ between parameters come as sorted lists; what cannot be told is None, and `problem` says why.
     """
     said = ckpt.adapter or AdapterConfig()
-    lora = [key for key in ckpt if ".lora_" in key]
+    kind, problem = _kind(ckpt, said)
+    lora = [key for key in ckpt if any(mark in key for mark in (kind.marks if kind else ()))] or list(ckpt)
     summary: dict[str, Any] = {
+        **(kind.summary(said) if kind else {"kind": None}),
         "layout": None,
         "generation": None,
         "rank": said.values.get("r"),
@@ -57,11 +60,11 @@ def adapter_summary(ckpt: Checkpoint) -> dict[str, Any]:
         "peft_version": said.values.get("peft_version"),
         "tensors": len(lora),
         "nbytes": sum(ckpt[key].nbytes for key in lora),
-        "problem": None,
+        "problem": problem,
     }
     try:
         if ckpt.layout is None or ckpt.family is None:
-            return summary
+            return summary | _of_modules(ckpt, said, summary)
         summary["layout"] = ckpt.layout
         summary["generation"] = ckpt.layout if ckpt.layout in GENERATIONS else None
         held = held_by(ckpt)
@@ -75,6 +78,30 @@ def adapter_summary(ckpt: Checkpoint) -> dict[str, Any]:
         "num_experts": _one(set(held.num_experts.values()), None),
         "wrapped_parameters": sorted({name.rsplit(".", 1)[1] for name in held.parameters}),
         "wrapped_modules": sorted({name.rsplit(".", 1)[1] for name in held.modules}),
+    }
+
+
+def _kind(ckpt: Checkpoint, said: AdapterConfig) -> tuple[AdapterKind | None, str | None]:
+    """The kind an adapter is of, that with more than two factors where there are several; or what is wrong."""
+    try:
+        kinds = kinds_of(said, ckpt)
+    except LayoutError as error:
+        return None, str(error)
+    shown = [kind for kind in kinds if not kind.marks or any(mark in key for key in ckpt for mark in kind.marks)]
+    return max(shown or kinds, key=lambda kind: len(kind.marks) == 1, default=None), None
+
+
+def _of_modules(ckpt: Checkpoint, said: AdapterConfig, summary: dict[str, Any]) -> dict[str, Any]:
+    """Rank, alpha and names of modules with a LoRA of their own, where no layout's rules are about them."""
+    try:
+        modules = lora_modules(ckpt)
+        alphas = {said.alpha(module) for module in modules}
+    except LayoutError as error:
+        return {"problem": summary["problem"] or str(error)}
+    return {
+        "rank": _one(set(modules.values()), summary["rank"]),
+        "alpha": _one(alphas, summary["alpha"]),
+        "wrapped_modules": sorted({name.rsplit(".", 1)[-1] for name in modules}),
     }
 
 
