@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import pickle
+import signal
 import subprocess
 import sys
 import time
@@ -22,6 +23,7 @@ from lazysd.cli.main import main
 from lazysd.errors import MissingShardError, ReadError, SourceChangedError
 from lazysd.stores import http, ranges
 from lazysd.stores.base import Store
+from lazysd.stores.together import together
 from lazysd.testing.conformance.stores import StoreSuite
 
 KEY = "model.layers.0.mlp.experts."
@@ -383,3 +385,31 @@ def test_the_hub(golden: Path, tmp_path: Path) -> None:
     lazysd.open(golden / "qwen3_moe_tiny").convert("nemo").save(tmp_path / "here")
     here, there = ((tmp_path / name / "model.safetensors").read_bytes() for name in ("here", "out"))
     assert here == there
+
+
+def test_together() -> None:
+    assert together(lambda n: n * n, range(40), 8) == [n * n for n in range(40)]
+    assert together(str, [], 8) == []
+    seen: list[int] = []
+
+    def failing(number: int) -> int:
+        seen.append(number)
+        if number == 3:
+            raise ReadError("third")
+        return number
+
+    with pytest.raises(ReadError, match="third"):
+        together(failing, range(1000), 2)
+    assert len(seen) < 1000
+
+
+def test_an_interrupted_process_waits_for_no_server(server: RangeServer) -> None:
+    """The server keeps its answers back; Ctrl-C ends the command all the same."""
+    server.odd = lambda handler, path, data: path.endswith(".safetensors") and bool(time.sleep(20))
+    command = [sys.executable, "-m", "lazysd", "inspect", f"{server.url}/m/"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as child:
+        while not any(path.endswith(".safetensors") for path, _ in server.requests):
+            time.sleep(0.02)
+        child.send_signal(signal.SIGINT)
+        _, error = child.communicate(timeout=15)
+        assert child.returncode == 130, error

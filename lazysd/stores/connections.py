@@ -19,7 +19,7 @@ from urllib.parse import urlsplit
 
 from .._version import __version__
 
-TIMEOUT_SECONDS = 60.0
+TIMEOUT_SECONDS = 30.0
 MAX_IDLE = 32  # connections kept open, of the whole process
 Headers = Mapping[str, str]
 

@@ -9,8 +9,7 @@ from __future__ import annotations
 import html.parser
 import secrets
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from functools import cache, cached_property
+from functools import cached_property
 from typing import Any
 from urllib.parse import quote, unquote, urljoin, urlsplit
 
@@ -19,10 +18,11 @@ from .base import Cost, File, Listing, Options, Parts, Place, Store, is_hidden, 
 from .connections import Headers
 from .ranges import Forbidden, Moved, Version, fetch, page, shown
 from .strict_json import show
+from .together import together
 
 # A round trip costs what a megabyte does; requests wait for the server and the network rather than for each other.
 COST = Cost(gap_nbytes=1 << 20, block_nbytes=8 << 20, num_in_flight=8)
-MAX_THREADS = 16  # of the whole process that wait for answers
+MAX_THREADS = 16  # that wait for answers about usual names
 HEAD_NBYTES = 64  # of the first request, which also tells the size: enough for the length of a header
 MAX_LEVELS = 4
 MAX_FILES = 10_000
@@ -94,11 +94,7 @@ class HttpFile(File):
                     f"{self.path} ends at byte {self.size}, {offset + len(buffer) - self.size} bytes short of what its "
                     "header promises"
                 )
-        requests = list(_requests(parts))
-        if len(requests) == 1:
-            self._fetch(requests[0])
-        elif requests:
-            list(_pool().map(self._fetch, requests))  # list() raises what a request raised
+        together(self._fetch, _requests(parts), COST.num_in_flight)
 
     def _fetch(self, request: tuple[int, list[memoryview]]) -> None:
         start, buffers = request
@@ -180,7 +176,9 @@ class HttpStore(Store):
     def list(self) -> Listing:
         if self._listed is not None:
             return self._listed
-        there = [name for name, is_there in zip(_USUAL, _pool().map(self.has, _USUAL), strict=True) if is_there]
+        there = [
+            name for name, is_there in zip(_USUAL, together(self.has, _USUAL, MAX_THREADS), strict=True) if is_there
+        ]
         return self._sorted(there)._replace(is_whole=False)
 
     def has(self, name: str) -> bool:
@@ -232,11 +230,6 @@ def _links(base: str, text: str) -> list[str]:
             if "/" not in name.removesuffix("/"):
                 found.append(name)
     return found
-
-
-@cache
-def _pool() -> ThreadPoolExecutor:
-    return ThreadPoolExecutor(MAX_THREADS, thread_name_prefix="lazysd-http")
 
 
 class Http:

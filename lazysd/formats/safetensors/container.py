@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from concurrent.futures import ThreadPoolExecutor
 
 from ... import dtypes
 from ...dtypes import PACKED
 from ...errors import FormatError, UnsupportedCheckpointError
 from ...stores.base import File
 from ...stores.strict_json import listing, show
+from ...stores.together import together
 from ..base import Chunk, Contents, Folder, StoredTensor
 from . import rank_slices
 from .header import Header, read_header
@@ -49,11 +49,8 @@ class Safetensors:
 def read_headers(files: Iterable[File]) -> dict[File, Header]:
     """Each file's header; as many at a time as the files say that reads may be in flight."""
     wanted = list(files)
-    num_threads = min(len(wanted), max((file.cost.num_in_flight for file in wanted), default=1))
-    if num_threads < 2:
-        return {file: read_header(file) for file in wanted}
-    with ThreadPoolExecutor(num_threads) as crew:
-        return dict(zip(wanted, crew.map(read_header, wanted), strict=True))
+    num_threads = max((file.cost.num_in_flight for file in wanted), default=1)
+    return dict(zip(wanted, together(read_header, wanted, num_threads), strict=True))
 
 
 def merged_metadata(headers: Mapping[File, Header]) -> tuple[dict[str, str], list[str]]:
