@@ -93,15 +93,20 @@ def check_folder(
     """
     folder = Path(os.fsdecode(path))
     result = FolderCheck(str(folder))
+    wanted: dict[str, dict[str, Entry]] = {}
     try:
         manifest = read_manifest(folder)
+        for entry in entries(folder):
+            wanted.setdefault(entry.shard, {})[entry.key] = entry
+            result.num_tensors += 1
+        if not all(isinstance(record.nbytes, int) and record.nbytes >= 0 for record in manifest.files.values()):
+            raise ValueError("a size is no number")
     except FormatError as error:
         result.faults.append(Fault(MANIFEST, "", str(error)))
         return result
-    wanted: dict[str, dict[str, Entry]] = {}
-    for entry in entries(folder):
-        wanted.setdefault(entry.shard, {})[entry.key] = entry
-        result.num_tensors += 1
+    except (KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:
+        result.faults.append(Fault(MANIFEST, "", f"it is not what a save writes: {error!r}"))
+        return result
     spans: dict[str, list[_Span]] = {}
     for name, record in manifest.files.items():
         if _is_there(folder, name, record, result):

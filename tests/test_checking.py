@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -107,3 +108,26 @@ def test_without_a_manifest(tmp_path: Path, capsys: Any) -> None:
     assert main(["verify", str(src)]) == 3
     assert main(["verify", str(src), "--to", "hf"]) == 3
     assert "need --against SRC" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "content", [b"", b"{}", b"[]", b"null", b'{"shards": {}, "tensors": {"a": 3}}', b"[" * 100_000]
+)
+def test_a_manifest_that_is_none(tmp_path: Path, content: bytes, capsys: Any) -> None:
+    src = write(tmp_path / "src", {"w": torch.ones(2)})
+    (src / "lazysd.manifest.json").write_bytes(content)
+    assert main(["verify", str(src)]) == 1
+    assert "lazysd.manifest.json" in capsys.readouterr().out
+
+
+def test_a_manifest_with_a_checksum_of_its_own_and_nonsense_in_it(tmp_path: Path) -> None:
+    src = write(tmp_path / "src", {"w": torch.ones(2)})
+    for files in (
+        '{"a": {}}',
+        '{"a": 3}',
+        '{"../../etc/passwd": {"nbytes": 3, "crc32": "00000000"}}',
+        '{"a": {"nbytes": "x", "crc32": "0"}}',
+    ):
+        head = f'{{\n "files": {files},\n "shards": {{}},\n "tensors": {{\n }},'.encode()
+        (src / "lazysd.manifest.json").write_bytes(head + f'\n "crc32": "{zlib.crc32(head):08x}"\n}}\n'.encode())
+        assert not check_folder(src).sound

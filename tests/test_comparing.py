@@ -90,6 +90,16 @@ def test_across_dtypes_and_with_tolerance() -> None:
     assert not lazysd.compare({"t": a}, {"t": nan}, tolerance=1e3).equal
 
 
+def test_tolerance_covers_nothing_that_is_not_finite_or_too_wide() -> None:
+    a = torch.tensor([math.nan, 1.0, 2.0, math.inf])
+    for b in ([1.0, math.nan, 2.0, math.inf], [math.nan, 1.0, 2.0, -math.inf], [math.nan, 1.0, math.inf, 2.0]):
+        for dtype in (torch.float32, torch.bfloat16):
+            assert not lazysd.compare({"t": a}, {"t": torch.tensor(b).to(dtype)}, tolerance=1e6).equal
+    assert lazysd.compare({"t": a}, {"t": torch.tensor([math.nan, 1.5, 2.0, math.inf])}, tolerance=0.5).equal
+    big = torch.tensor([2**60], dtype=torch.int64)
+    assert not lazysd.compare({"t": big}, {"t": big + 1}, tolerance=0.5).equal
+
+
 def finetunes(tmp_path: Path) -> tuple[str, str]:
     torch.manual_seed(1)
     made = {

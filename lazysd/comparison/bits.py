@@ -12,7 +12,7 @@ from .. import dtypes
 from ..graph.node import Node
 from ..peft.equality import unlike
 from ..reduction import Tile, place_in, stream
-from .magnitude import Sums, measurable
+from .magnitude import Magnitude, Sums, measurable
 from .result import Comparison, Difference
 
 if TYPE_CHECKING:
@@ -135,13 +135,7 @@ def _read(
 def _judge(result: Comparison, key: str, here: Node, there: Node, seen: _Seen, tolerance: float) -> None:
     """Count a pair as equal, or note how it differs."""
     measured = result.magnitudes.get(key)
-    near = (
-        tolerance > 0
-        and measured is not None
-        and measured.max_delta <= tolerance
-        and measured.num_nan[0] == measured.num_nan[1]
-        and measured.num_inf[0] == measured.num_inf[1]
-    )
+    near = measured is not None and _is_near(measured, (here, there), tolerance)
     if here.code != there.code:  # noted already
         if near:
             result.differences = [one for one in result.differences if (one.key, one.kind) != (key, "dtype")]
@@ -153,6 +147,14 @@ def _judge(result: Comparison, key: str, here: Node, there: Node, seen: _Seen, t
     first, count = min(seen.places), sum(seen.num_different)
     detail = f"{count} of {here.numel()} elements differ; {first.shown}"
     result.differences.append(Difference(key, "values", detail, first.position, count))
+
+
+def _is_near(measured: Magnitude, sides: tuple[Node, Node], tolerance: float) -> bool:
+    """Whether no element lies further from its partner than the tolerance, as far as float64 can tell."""
+    if not 0 < tolerance < float("inf") or measured.max_delta > tolerance or measured.num_unlike:
+        return False
+    wide = any(node.code in ("I64", "U64") for node in sides)
+    return not wide or max(measured.norm, measured.other_norm) < 2.0**53
 
 
 def _shown(tile: Tile, flat: int, x: torch.Tensor, y: torch.Tensor) -> _Place:

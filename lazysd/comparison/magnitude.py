@@ -25,6 +25,7 @@ class Magnitude:
     dot: float  # sum of the products of A and B
     num_nan: tuple[int, int] = (0, 0)  # in A and in B
     num_inf: tuple[int, int] = (0, 0)
+    num_unlike: int = 0  # elements that are not finite in one of them and not the same in the other
 
     @property
     def relative(self) -> float:
@@ -70,6 +71,7 @@ def joined(parts: list[Magnitude]) -> Magnitude:
         dot=fsum(part.dot for part in parts),
         num_nan=both("num_nan"),
         num_inf=both("num_inf"),
+        num_unlike=sum(part.num_unlike for part in parts),
     )
 
 
@@ -85,11 +87,11 @@ class Sums:
         self._lock = threading.Lock()
         self._parts: list[tuple[float, float, float, float]] = []  # squares of A, B, B - A; A * B
         self._max = 0.0
-        self._counts = [0, 0, 0, 0, 0, 0]  # elements, changed, NaN in A, in B, infinite in A, in B
+        self._counts = [0, 0, 0, 0, 0, 0, 0]  # elements, changed, NaN in A, in B, infinite in A, in B, unlike
 
     def add(self, a: torch.Tensor, b: torch.Tensor, num_changed: int | None) -> None:
         """A tile of both. `num_changed`: elements with other bits; None counts other values."""
-        counts = [a.numel(), num_changed or 0, 0, 0, 0, 0]
+        counts = [a.numel(), num_changed or 0, 0, 0, 0, 0, 0]
         parts: list[list[float]] = []
         largest = 0.0
         for x, y in zip(chunks(a), chunks(b), strict=True):
@@ -116,7 +118,7 @@ class Sums:
         a, b, delta, dot = (fsum(column) for column in zip(*self._parts, strict=True)) if self._parts else (0.0,) * 4
         total, changed, *odd = self._counts
         nan, infinite = (odd[0], odd[1]), (odd[2], odd[3])
-        return Magnitude(total, changed, sqrt(a), sqrt(b), sqrt(delta), self._max, dot, nan, infinite)
+        return Magnitude(total, changed, sqrt(a), sqrt(b), sqrt(delta), self._max, dot, nan, infinite, odd[4])
 
 
 def _bad(first: torch.Tensor, second: torch.Tensor, counts: list[int]) -> torch.Tensor:
@@ -124,7 +126,9 @@ def _bad(first: torch.Tensor, second: torch.Tensor, counts: list[int]) -> torch.
     for place, one in enumerate((first, second)):
         counts[2 + place] += _count(one.isnan())
         counts[4 + place] += _count(one.isinf())
-    return ~(first.isfinite() & second.isfinite())
+    bad = ~(first.isfinite() & second.isfinite())
+    counts[6] += _count(bad & (first != second) & ~(first.isnan() & second.isnan()))
+    return bad
 
 
 def _count(mask: torch.Tensor) -> int:
