@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping
 from math import prod
 from typing import Any
 
+from . import layouts
 from .checkpoint import Checkpoint
 from .display.layers import irregular_layers
 from .errors import LazysdError
@@ -39,6 +40,7 @@ def overview(ckpt: Checkpoint) -> dict[str, Any]:
         "path": str(ckpt.path),
         "layout": layout,
         "family": family,
+        "because": layouts.explain(ckpt, ckpt.config, ckpt.facts.family, ckpt.facts.layout),
         "model_type": (ckpt.config or {}).get("model_type"),
         "tensors": len(ckpt),
         "parameters": total,

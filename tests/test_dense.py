@@ -13,7 +13,7 @@ import lazysd
 from lazysd.cli.main import main
 from lazysd.errors import LayoutError, MissingExpertsError
 
-HEADS, GROUPS, HEAD, HIDDEN, INNER = 6, 2, 5, 8, 7
+HEADS, GROUPS, HEAD, HIDDEN, INNER = 6, 2, 4, 18, 7
 CONFIG: dict[str, Any] = {
     "num_attention_heads": HEADS,
     "num_key_value_heads": GROUPS,
@@ -117,7 +117,7 @@ def test_what_does_not_fit_is_refused(tmp_path: Path) -> None:
     ckpt = opened(tmp_path, state)
     with pytest.raises(MissingExpertsError, match=r"missing: model\.layers\.0\.self_attn\.k_proj\.weight"):
         ckpt.drop("*.k_proj.weight").convert("vllm")
-    with pytest.raises(LayoutError, match=r"axis q has size 30, expected 40"):
+    with pytest.raises(LayoutError, match=r"axis q has size 24, expected 32"):
         lazysd.open(ckpt.path).convert("vllm", config={"num_attention_heads": 8})
     with pytest.raises(LayoutError, match="no layout 'nemo': it groups experts, and this family has none"):
         ckpt.convert("nemo")
@@ -164,3 +164,30 @@ def test_qwen3_moe_for_megatron(tmp_path: Path) -> None:
     dense = {at.replace("0", "1") + "mlp.up_proj.weight": lazysd.from_torch(noise((inner, HIDDEN)))}
     with pytest.raises(LayoutError, match="the norm of a dense layer has another name"):
         (ckpt | dense).convert("megatron")
+
+
+@pytest.mark.parametrize("model_type", ["llama", "mistral", "qwen2", "qwen3"])
+def test_what_transformers_writes(tmp_path: Path, model_type: str) -> None:
+    """Keys and sizes of real configs: merged, split again, and the very files that transformers wrote."""
+    transformers = pytest.importorskip("transformers")
+    config = transformers.AutoConfig.for_model(
+        model_type, vocab_size=11, num_hidden_layers=2, tie_word_embeddings=False, **CONFIG
+    )
+    model = transformers.AutoModelForCausalLM.from_config(config)
+    model.save_pretrained(tmp_path / "hf")
+    ckpt = lazysd.open(tmp_path / "hf")
+    weights = model.state_dict()
+    found = ckpt.convert("vllm")
+    for layer in range(2):
+        at = f"model.layers.{layer}.self_attn."
+        expected = torch.cat([weights[f"{at}{name}_proj.weight"] for name in "qkv"])
+        assert_same({"x": found[at + "qkv_proj.weight"]}, {"x": expected})
+    for to in ("vllm", "megatron"):
+        made = ckpt.convert(to)
+        assert not any("q_proj" in key or "gate_proj" in key for key in made)
+        back = made.convert("hf")
+        assert set(back) == set(ckpt)
+        assert all(back[key] is ckpt[key] for key in ckpt)
+    grouped = ckpt.convert("megatron")["decoder.layers.1.self_attention.linear_qkv.weight"]
+    assert_same({"x": grouped}, {"x": by_groups(weights, "model.layers.1.", "weight")})
+    assert all(key.startswith(("decoder.", "embedding.", "output_layer.")) for key in ckpt.convert("megatron"))

@@ -269,3 +269,16 @@ def test_the_case_folders(tmp_path: Path) -> None:
     assert not (tmp_path / "out").exists()
     assert json.loads((folder / "config.json").read_text())["n_routed_experts"] == 4
     assert set(load_file(folder / "model.safetensors")) == set(state)
+
+
+def test_inspect_says_why(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for config, expected in (
+        (QWEN, "model_type 'qwen3_moe' of config.json; config.json states e=3, h=4, i=5"),
+        ({"model_type": "qwen3_mou"}, "model_type 'qwen3_mou' of config.json is of no known family"),
+        (None, "no model_type, so all families were tried; the keys fit qwen3_moe"),
+        ({"model_type": "llama"}, "no key belongs to a layout of a known family"),
+    ):
+        folder = write(tmp_path / f"m{len(expected)}", random_hf(), config=config)
+        assert main(["inspect", str(folder)]) == 0
+        (line,) = [line for line in capsys.readouterr().out.splitlines() if line.startswith("because")]
+        assert expected in line

@@ -85,6 +85,8 @@ def _head(data: dict[str, Any]) -> Iterator[str]:
     yield printable(data["path"])
     family = f" ({data['family']})" if data["family"] else ""
     yield f"layout   {printable(data['layout'] or 'none known')}{family}"
+    if not data.get("adapter"):
+        yield f"because  {printable(data['because'])}"
     files = f"{data['files']} file{'s' if data['files'] != 1 else ''}"
     yield f"tensors  {data['tensors']:,} in {files}"
     active = f", {data['active_parameters']:,} active for a token" if data["active_parameters"] else ""

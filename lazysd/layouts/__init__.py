@@ -6,6 +6,7 @@ from ..errors import LayoutError
 from .choosing import Choice, choose
 from .converting import convert
 from .detect import Found, find
+from .explaining import explain
 from .family import Dialect, Experts, Family, Speech
 from .keys import parse_key
 from .pattern import parse_axes
@@ -39,6 +40,7 @@ __all__ = [
     "choose",
     "convert",
     "dialects",
+    "explain",
     "families",
     "find",
     "get",
