@@ -12,7 +12,6 @@ from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any, ClassVar, NoReturn
 
-from .. import dtypes
 from ..errors import LayoutError
 from ..graph.node import Node
 
@@ -78,10 +77,6 @@ class Scheme(ABC):
     def decode(self, parts: Parts, code: str, settings: Settings) -> Node:
         """The plain weight, of dtype `code`. ValueError where the shapes do not fit."""
 
-    def dims(self, parts: Parts, settings: Settings) -> tuple[int, ...]:
-        """The shape of the plain weight."""
-        return self.decode(parts, "BF16", settings).dims
-
     def encode(self, node: Node, settings: Settings) -> dict[str, Node]:
         """The tensors that stand for a plain weight, by their roles. LayoutError where lazysd only decodes."""
         self.refuse("write")
@@ -113,9 +108,3 @@ def label(node: Node) -> str:
 
 FLOATS = ("F16", "BF16", "F32", "F64")
 FP8 = ("F8_E4M3", "F8_E5M2", "F8_E4M3FNUZ", "F8_E5M2FNUZ")
-
-
-def bits_per_weight(parts: Mapping[str, Node], count: int) -> float:
-    """Bits that a weight's tensors take, for each of its `count` values."""
-    stored = sum(node.numel() * dtypes.DTYPES[node.code].bits for node in parts.values())
-    return stored / count if count else 0.0

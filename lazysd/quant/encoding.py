@@ -66,7 +66,7 @@ def encode(
             result |= made or {key: node}
         elif key not in parts:
             result[key] = node
-            if node.ndim >= 2:
+            if node.ndim >= 2 and key.endswith(".weight"):
                 plain.append(key)
     return result, [key.removesuffix(".weight") for key in plain]
 
