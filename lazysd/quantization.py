@@ -102,8 +102,8 @@ def quantize(checkpoint: Checkpoint, scheme: str, keys: Iterable[str] | None = N
         settings: what quantization_config shall say, e.g. weight_block_size=[128, 128], scale_fmt="ue8m0".
 
     Raises:
-        ValueError: no such scheme.
-        LayoutError: a scheme that lazysd does not write, globs that match nothing, NaN or infinity where it is read.
+        LayoutError: no such scheme, one that lazysd does not write, globs that match nothing, and, where they are
+            read, NaN or infinity.
     """
     found = registry.get(scheme)
     said = registry.settings_of(checkpoint.config)

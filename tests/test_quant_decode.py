@@ -8,7 +8,7 @@ import pytest
 import torch
 
 import lazysd
-from lazysd.errors import FormatError
+from lazysd.errors import FormatError, LayoutError
 from lazysd.graph.rewrite import build
 from lazysd.quant import registry
 from lazysd.quant.codes import FP4_VALUES
@@ -296,5 +296,5 @@ def test_schemes_are_found_in_the_folder() -> None:
     assert names == sorted(names)
     assert {"fp8-blocks", "mxfp4", "nvfp4-modelopt", "nvfp4-compressed", "int-packed", "gptq", "awq"} <= set(names)
     assert registry.get("gptq").name == "gptq"
-    with pytest.raises(ValueError, match="unknown scheme 'fp3'; there are 8-bit, awq"):
+    with pytest.raises(LayoutError, match="unknown scheme 'fp3'; there are 8-bit, awq"):
         registry.get("fp3")

@@ -124,3 +124,19 @@ def test_summary_counts_what_packed_bytes_stand_for(tmp_path: Path) -> None:
     assert summary(lazysd.Checkpoint({})) is None
     lone = lazysd.open(source).drop("*scale_2")
     assert "is U8 and not FP8" in summary(lone)["problem"]  # type: ignore[index]
+
+
+def test_encoding_by_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    key = "model.layers.0.mlp.experts.{}.{}_proj.weight"
+    tensors = {key.format(e, g): torch.randn(32, 64) for e in range(2) for g in ("gate", "up")}
+    tensors |= {key.format(e, "down"): torch.randn(64, 32) for e in range(2)}
+    source = folder(tmp_path / "a", tensors, model_type="qwen3_moe", num_experts=2)
+    args = ["convert", str(source), str(tmp_path / "out"), "--to", "hf", "--verify", "--quantize"]
+    assert main([*args, "mxfp4-compressed"]) == 0
+    assert "lossy: quantise f32 -> mxfp4 (6 tensors)" in capsys.readouterr().err
+    made = lazysd.open(tmp_path / "out")
+    assert made[key.format(1, "down").replace("weight", "weight_packed")].dims == (64, 16)
+    assert made.config["quantization_config"]["format"] == "mxfp4-pack-quantized"
+    assert dequantize(made).keys() == tensors.keys()
+    assert main([*args, "fp3"]) != 0
+    assert "unknown scheme 'fp3'" in capsys.readouterr().err

@@ -16,7 +16,7 @@ from ..checkpoint import Checkpoint
 from ..display.text import printable
 from ..errors import LayoutError
 from ..opening import open as open_checkpoint
-from ..quantization import dequantize
+from ..quantization import dequantize, quantize
 from ..renaming import rename_keys
 from ..sizes import parse_size
 
@@ -115,6 +115,11 @@ def add_conversion(parser: argparse.ArgumentParser) -> None:
         default=[],
         help="other names for keys of SRC, e.g. 'model.*=transformer.*'; repeatable, the first that fits counts",
     )
+    parser.add_argument(
+        "--quantize",
+        metavar="SCHEME",
+        help="encode weights to few bits: fp8-blocks, mxfp4, mxfp4-compressed, nvfp4-modelopt, nvfp4-compressed",
+    )
     add_adapter_numbers(parser)
     parser.add_argument(
         "--merge-rank",
@@ -206,7 +211,7 @@ def converted(checkpoint: Checkpoint, args: argparse.Namespace) -> Checkpoint:
         checkpoint = checkpoint.convert(args.to, source=args.source, config=config, merge_rank=args.merge_rank)
     if args.dtype:
         checkpoint = cast_checkpoint(checkpoint, args.dtype, args.cast_all)
-    return checkpoint
+    return quantize(checkpoint, args.quantize) if args.quantize else checkpoint
 
 
 def emit(args: argparse.Namespace, text: str, data: Any) -> None:

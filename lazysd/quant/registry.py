@@ -26,11 +26,11 @@ def schemes() -> tuple[Scheme, ...]:
 
 
 def get(name: str) -> Scheme:
-    """A scheme by its name. Raises ValueError, naming those there are."""
+    """A scheme by its name. Raises LayoutError, naming those there are."""
     for scheme in schemes():
         if scheme.name == name:
             return scheme
-    raise ValueError(f"unknown scheme {name!r}; there are {', '.join(scheme.name for scheme in schemes())}")
+    raise LayoutError(f"unknown scheme {name!r}; there are {', '.join(scheme.name for scheme in schemes())}")
 
 
 def settings_of(config: Any) -> Mapping[str, Any]:
