@@ -57,32 +57,6 @@ def dequantize(checkpoint: Checkpoint, dtype: str = "bf16") -> Checkpoint:
     return checkpoint.like(tensors, config=plain, json_files={**files, "config.json": plain}, side_files=kept)
 
 
-def summary(checkpoint: Checkpoint) -> dict[str, Any] | None:
-    """What is quantised, and how; None where nothing is. Reads no tensor data, and imports no torch.
-
-    Returns:
-        "method": quant_method of config.json, or None. "schemes": scheme -> number of weights. "parameters": values
-        that the checkpoint stands for, whatever they are packed in. "bits_per_weight": of the quantised weights, with
-        their scales. "problem": why that could not be told, or None.
-    """
-    settings = registry.settings_of(checkpoint.config)
-    found: dict[str, Any] = {"method": registry.method_of(settings), "schemes": {}, "parameters": None}
-    found |= {"bits_per_weight": None, "problem": None}
-    try:
-        weights = registry.find(checkpoint, settings)
-        if not weights:
-            return found if found["method"] else None
-        for weight in weights:
-            found["schemes"][weight.scheme.name] = found["schemes"].get(weight.scheme.name, 0) + 1
-        held = sum(registry.count(weight, checkpoint, settings) for weight in weights)
-    except LayoutError as error:
-        return {**found, "problem": str(error)}
-    parts = set(registry.parts_of(weights))
-    stored = sum(checkpoint[key].nbytes for key in parts)
-    found["parameters"] = held + sum(node.numel() for key, node in checkpoint.items() if key not in parts)
-    return {**found, "bits_per_weight": 8 * stored / held if held else None}
-
-
 def quantize(checkpoint: Checkpoint, scheme: str, keys: Iterable[str] | None = None, **settings: Any) -> Checkpoint:
     """A checkpoint with few-bit weights: each chosen weight becomes its codes and scales, and config.json says so.
 
@@ -218,4 +192,4 @@ def _code(value: Any) -> str:
     return "no tensor" if dtype is None else value.code if hasattr(value, "code") else dtypes.from_torch(dtype)
 
 
-__all__ = ["block_size", "decode_tensors", "dequantize", "dequantize_pairs", "quantize", "quantize_pairs", "summary"]
+__all__ = ["block_size", "decode_tensors", "dequantize", "dequantize_pairs", "quantize", "quantize_pairs"]

@@ -109,23 +109,6 @@ def test_slices_read_their_own_codes_and_scales(tmp_path: Path) -> None:
     assert [nbytes for _, _, nbytes in plain[0, 95:, 5].reads()] == [1, 1]
 
 
-def test_summary_counts_what_packed_bytes_stand_for(tmp_path: Path) -> None:
-    from lazysd.quantization import summary
-
-    tensors = nvfp4("model.layers.0.mlp.up_proj") | {"model.norm.weight": torch.ones(8)}
-    source = folder(tmp_path / "a", tensors, quantization_config={"quant_method": "modelopt"})
-    assert summary(lazysd.open(source)) == {
-        "method": "modelopt",
-        "schemes": {"nvfp4-modelopt": 1},
-        "parameters": 8 * 32 + 8,
-        "bits_per_weight": 8 * (8 * 16 + 8 * 2 + 4 + 4) / 256,
-        "problem": None,
-    }
-    assert summary(lazysd.Checkpoint({})) is None
-    lone = lazysd.open(source).drop("*scale_2")
-    assert "is U8 and not FP8" in summary(lone)["problem"]  # type: ignore[index]
-
-
 def test_encoding_by_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     key = "model.layers.0.mlp.experts.{}.{}_proj.weight"
     tensors = {key.format(e, g): torch.randn(32, 64) for e in range(2) for g in ("gate", "up")}

@@ -77,6 +77,10 @@ class Scheme(ABC):
     def decode(self, parts: Parts, code: str, settings: Settings) -> Node:
         """The plain weight, of dtype `code`. ValueError where the shapes do not fit."""
 
+    def dims(self, parts: Parts, settings: Settings) -> tuple[int, ...]:
+        """The shape of the plain weight."""
+        return self.decode(parts, "BF16", settings).dims
+
     def encode(self, node: Node, settings: Settings) -> dict[str, Node]:
         """The tensors that stand for a plain weight, by their roles. LayoutError where lazysd only decodes."""
         self.refuse("write")

@@ -153,11 +153,6 @@ def decode(weight: Weight, tensors: Mapping[str, Node], code: str, settings: Set
         raise LayoutError(f"{weight.key} ({weight.scheme.name}): {error}{hint}") from error
 
 
-def count(weight: Weight, tensors: Mapping[str, Node], settings: Settings) -> int:
-    """How many values a quantised weight stands for. LayoutError as decode()."""
-    return decode(weight, tensors, "BF16", settings).numel()
-
-
 def parts_of(weights: Iterable[Weight]) -> Iterator[str]:
     """The keys of all tensors of some weights."""
     return (key for weight in weights for key in weight.parts.values())
