@@ -10,6 +10,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from html import escape
 from math import fsum, inf, isfinite, nan, sqrt
 from typing import TYPE_CHECKING, Any
 
@@ -30,7 +31,7 @@ _NARROW = ("BF16", "F16", "F8_E4M3", "F8_E5M2", "F8_E8M0", "F8_E4M3FNUZ", "F8_E5
 _WIDE = ("F32", "F64", "I16", "U16", "I32", "U32", "I64", "U64")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Stats:
     """The values of one tensor. All but the counts are over elements that are finite; nan where there are none."""
 
@@ -67,6 +68,15 @@ class Stats:
 
     def __str__(self) -> str:
         return text_of(self)
+
+    def __repr__(self) -> str:
+        odd = f", {self.num_nan} NaN, {self.num_inf} inf" if not self.is_finite else ""
+        return (
+            f"Stats({self.dtype}{list(self.shape)}, min {self.min:.4g}, max {self.max:.4g}, mean {self.mean:.4g}{odd})"
+        )
+
+    def _repr_html_(self) -> str:
+        return f"<pre>{escape(text_of(self))}</pre>"
 
 
 class CheckpointStats(Mapping[str, Stats]):

@@ -157,6 +157,26 @@ def test_html_escapes_names() -> None:
     assert "&lt;b&gt;0" in html
 
 
+def test_a_plot_has_a_bar_a_row(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MPLBACKEND", "agg")
+    found = lazysd.compare(
+        {"l.0.w": torch.ones(3), "l.1.w": torch.ones(3)}, {"l.0.w": torch.zeros(3), "l.1.w": torch.ones(3)}
+    )
+    axes = found.plot()
+    assert [bar.get_width() for bar in axes.patches] == [1.0]
+    assert [label.get_text() for label in axes.get_yticklabels()] == ["l.0.w"]
+
+
+def test_few_bit_types_are_compared_as_bits(tmp_path: Path) -> None:
+    a = torch.arange(8, dtype=torch.uint8).reshape(2, 4)
+    for number, data in enumerate((a, a + (a == 5).to(torch.uint8))):
+        write(tmp_path / str(number), {"w": data.view(torch.float4_e2m1fn_x2)})
+    assert lazysd.compare(tmp_path / "0", tmp_path / "0").equal
+    found = lazysd.compare(tmp_path / "0", tmp_path / "1")
+    assert [(d.kind, d.num_different > 0) for d in found.differences] == [("values", True)]
+    assert found.magnitudes == {}
+
+
 def test_a_budget_is_kept(tmp_path: Path) -> None:
     a, b = finetunes(tmp_path)
     with pytest.raises(MemoryBudgetError, match="the smallest that would do is"):

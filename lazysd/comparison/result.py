@@ -86,6 +86,17 @@ class Comparison:
         """What moved, a line a row; `bars` draws how far in place of the numbers beside it."""
         return text_table(self.rows(sort), top, bars)
 
+    def plot(self, top: int = 30, axes: Any = None) -> Any:
+        """Draw how far each row moved, the farthest on top; needs matplotlib. Returns the axes."""
+        import matplotlib.pyplot as plt
+
+        rows = self.rows()[:top][::-1]
+        if axes is None:
+            _, axes = plt.subplots(figsize=(8, max(1.0, 0.25 * len(rows))), layout="constrained")
+        axes.barh([row.name for row in rows], [row.magnitude.relative for row in rows])
+        axes.set_xlabel("norm of the difference / norm")
+        return axes
+
     def __str__(self) -> str:
         return "\n".join(line for line in (self.headline(), self.table(), *self.details()) if line)
 

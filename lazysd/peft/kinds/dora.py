@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     import torch
 
 VECTOR = ("lora_magnitude_vector", "lora_magnitude_vector.weight")  # the first is how PEFT saves it
+LEAST = 1 << 19  # elements of whole rows that a tile holds at least, where the rank asks for so many
 CHUNK = 1 << 16  # elements whose squares are held in float64 at a time, as long as a row is not longer
 
 
@@ -82,8 +83,9 @@ class AddMatmulNormed(Computed):
         return [*AddMatmul(self.scale).operands(_sum_of(node), whole), (node.inputs[3], box[:1])]
 
     def least_elements(self, node: Node, box: Box) -> int:
-        """As many rows as the rank: then the rows of the base are as large as B, which every tile needs whole."""
-        return min(len(box[0]), node.inputs[1].dims[-1]) * len(box[1])
+        """As many rows as the rank, as far as LEAST goes: then they are as large as B, which every tile needs whole."""
+        rows = min(len(box[0]), node.inputs[1].dims[-1], max(1, LEAST // max(1, node.dims[1])))
+        return rows * len(box[1])
 
     def compute(self, target: torch.Tensor, operands: list[torch.Tensor], box: Box) -> None:
         import torch
