@@ -9,6 +9,7 @@ from __future__ import annotations
 import atexit
 import http.client
 import os
+import socket
 import ssl
 import threading
 import urllib.request
@@ -39,14 +40,12 @@ class Connections:
         path = (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
         while (connection := self._take(key)) is not None:
             try:
-                connection.request("GET", path, headers=sent)
-                return connection, connection.getresponse()
+                return connection, _ask(connection, path, sent)
             except (OSError, http.client.HTTPException):
                 connection.close()
         connection, prefix = _connect(url)
         try:
-            connection.request("GET", prefix + path, headers=sent)
-            return connection, connection.getresponse()
+            return connection, _ask(connection, prefix + path, sent)
         except BaseException:
             connection.close()
             raise
@@ -81,6 +80,18 @@ class Connections:
 connections = Connections()
 atexit.register(connections.close)
 os.register_at_fork(after_in_child=connections.close)
+
+
+def _ask(connection: http.client.HTTPConnection, path: str, headers: Headers) -> http.client.HTTPResponse:
+    """Send a GET and wait for the answer's headers.
+
+    Many servers send headers and a short body one after the other, and hold the second back until the first is
+    acknowledged, which the system puts off by 40 ms, unless told otherwise for each answer.
+    """
+    connection.request("GET", path, headers=headers)
+    if connection.sock is not None and hasattr(socket, "TCP_QUICKACK"):
+        connection.sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_QUICKACK, 1)
+    return connection.getresponse()
 
 
 def _connect(url: str) -> tuple[http.client.HTTPConnection, str]:
