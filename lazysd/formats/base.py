@@ -61,8 +61,8 @@ class Folder:
     @cached_property
     def names(self) -> tuple[str, ...]:
         """Files of the folder itself that are not hidden."""
-        found = [*self.listing.files, *self.listing.others]
-        return tuple(sorted(name for name in found if "/" not in name and not name.startswith(".")))
+        files, others, _ = self.store.list(deep=False)
+        return tuple(sorted(name for name in (*files, *others) if not name.startswith(".")))
 
     @property
     def path(self) -> str:

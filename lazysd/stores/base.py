@@ -99,8 +99,8 @@ class Store(ABC):
     path: str  # as messages name it
 
     @abstractmethod
-    def list(self) -> Listing:
-        """Every file below the folder. Reads no file."""
+    def list(self, deep: bool = True) -> Listing:
+        """Every file below the folder, or only those in it. Reads no file."""
 
     @abstractmethod
     def has(self, name: str) -> bool:

@@ -30,7 +30,7 @@ class LocalStore(Store):
         self._home = Path(os.path.realpath(folder))
         self._allowed = [self._home, *_blobs(self._home)]
 
-    def list(self) -> Listing:
+    def list(self, deep: bool = True) -> Listing:
         files: list[str] = []
         others: dict[str, str] = {}
         todo, seen = [("", 0)], {self._inode(self._home)}
@@ -46,6 +46,8 @@ class LocalStore(Store):
                     others[name] = "hidden"
                     continue
                 what = self._what(entry, name)
+                if what == "a directory" and not deep:
+                    continue
                 if what == "a directory":
                     inode = self._inode(self._home / name)
                     if entry.is_symlink() and not self.options.follow_links:

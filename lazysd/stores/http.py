@@ -144,7 +144,15 @@ class HttpStore(Store):
 
     @cached_property
     def _listed(self) -> Listing | None:
-        """What listing pages name, None where the server makes none."""
+        """What the folder's listing page names, None where the server makes none."""
+        return self._pages(0)
+
+    @cached_property
+    def _listed_deep(self) -> Listing | None:
+        """What the listing pages of the folder and of those in it name."""
+        return self._pages(MAX_LEVELS) if self._listed is not None else None
+
+    def _pages(self, levels: int) -> Listing | None:
         files: list[str] = []
         todo, seen = [("", 0)], {""}
         while todo and len(files) < MAX_FILES:
@@ -157,7 +165,7 @@ class HttpStore(Store):
                     continue
                 if not name.endswith("/"):
                     files.append(inside + name)
-                elif level < MAX_LEVELS and inside + name not in seen:
+                elif level < levels and inside + name not in seen:
                     seen.add(inside + name)
                     todo.append((inside + name, level + 1))
         return self._sorted(files) if files else None
@@ -173,9 +181,10 @@ class HttpStore(Store):
         hidden = {name: "hidden" for name in found if any(is_hidden(part) for part in name.split("/"))}
         return Listing(tuple(name for name in found if name not in hidden), hidden)
 
-    def list(self) -> Listing:
-        if self._listed is not None:
-            return self._listed
+    def list(self, deep: bool = True) -> Listing:
+        listed = self._listed_deep if deep else self._listed
+        if listed is not None:
+            return listed
         there = [
             name for name, is_there in zip(_USUAL, together(self.has, _USUAL, MAX_THREADS), strict=True) if is_there
         ]
@@ -184,7 +193,7 @@ class HttpStore(Store):
     def has(self, name: str) -> bool:
         if not is_plain(name):
             return False
-        if (listed := self._known) is not None:
+        if (listed := self._known) is not None and "/" not in name:
             return name in listed.files or name in listed.others
         return self.open(name).exists()
 
@@ -193,7 +202,7 @@ class HttpStore(Store):
             raise UnsafePathError(
                 f"{self.path}: the file {show(name)}: expected a plain name inside the folder; correct the index"
             )
-        if self._known is not None and not self.has(name):
+        if self._known is not None and "/" not in name and not self.has(name):
             raise MissingShardError(f"{self.path}: the file {show(name)} is missing; is the upload complete?")
         if name not in self._files or self._files[name]._closed:
             self._files[name] = HttpFile(self.address(name), name, self._authorize)

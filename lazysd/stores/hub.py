@@ -33,9 +33,16 @@ class HubStore(HttpStore):
         self.path = f"hf://{repo}@{commit}/{inside}".rstrip("/")
 
     @cached_property
-    def _listed(self) -> Listing:
+    def _listed_deep(self) -> Listing:
         below = [name.removeprefix(self._inside) for name in self._names if name.startswith(self._inside)]
         return self._sorted(below)
+
+    @cached_property
+    def _listed(self) -> Listing:
+        return self._sorted([name for name in self._listed_deep.files if "/" not in name])
+
+    def has(self, name: str) -> bool:
+        return name in self._listed_deep.files or name in self._listed_deep.others
 
 
 def token_headers() -> Headers:

@@ -62,9 +62,10 @@ class MemoryStore(Store):
                 raise UnsafePathError(f"cannot open files in memory: expected a plain file name, found {show(name)}")
         self.files = {name: bytes(data) for name, data in files.items()}  # immutable, whatever it was
 
-    def list(self) -> Listing:
-        hidden = {name: "hidden" for name in sorted(self.files) if _is_below_hidden(name)}
-        return Listing(tuple(name for name in sorted(self.files) if name not in hidden), hidden)
+    def list(self, deep: bool = True) -> Listing:
+        names = [name for name in sorted(self.files) if deep or "/" not in name]
+        hidden = {name: "hidden" for name in names if _is_below_hidden(name)}
+        return Listing(tuple(name for name in names if name not in hidden), hidden)
 
     def has(self, name: str) -> bool:
         return name in self.files

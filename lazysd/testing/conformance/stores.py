@@ -51,6 +51,7 @@ class StoreSuite(ABC):
     def test_lists_every_file_below_the_folder(self, store: Store) -> None:
         if self.lists:
             assert store.list().files == tuple(sorted(FILES))
+            assert store.list(deep=False).files == tuple(sorted(name for name in FILES if "/" not in name))
             assert (dict(store.list().others), store.list().is_whole) == ({}, True)
         else:
             assert not store.list().is_whole
