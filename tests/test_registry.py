@@ -11,7 +11,7 @@ from hypothesis import HealthCheck, given, settings
 import lazysd
 from lazysd.errors import LayoutError
 from lazysd.layouts import Layout, Rule, all_layouts
-from lazysd.testing import assert_round_trip, checkpoints
+from lazysd.testing import assert_round_trip, state_dicts
 from lazysd.testing.strategies import PREFIXES
 
 ALL = all_layouts()
@@ -25,7 +25,7 @@ def round_trips(layout: Layout, max_examples: int = 50) -> None:
 
     prefixes = PREFIXES if any("{prefix}" in rule.hf for rule in layout.rules) else ("model.",)
 
-    @given(checkpoints(layout.family, dtypes=PLAIN, prefixes=prefixes))
+    @given(state_dicts(layout.family, dtypes=PLAIN, prefixes=prefixes))
     @settings(max_examples=max_examples, suppress_health_check=list(HealthCheck))
     def check(state_dict: Any) -> None:
         def into(tensors: dict[str, Any]) -> Any:

@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 from .. import layouts
 from ..dtypes import from_torch
 from ..layouts import Layout, Rule
+from .sizes import DrawnSizes, Sizes
 from .values import StateDict, state_dict
 
 PREFIXES = ("model.", "", "model.language_model.", "language_model.", "base_model.model.model.")
@@ -29,12 +30,8 @@ DTYPES = (
     torch.int64,
     torch.float8_e4m3fn,
 )
-MAX_SIZES = {"e": 13}  # axes that live in key names; every other axis has at most MAX_SIZE
-MAX_SIZE = 9
-# Attention: n groups of m heads of b rows each; q has n * m * b rows, k and v have n * b, a group of q has m * b.
-HEADS = {"n": "", "m": "", "b": "", "a": "mb", "c": "b", "q": "na", "k": "nb", "v": "nb"}
+EMBEDDING, ALWAYS = "embed_tokens.weight", "always"
 MAX_LAYER = 12  # layers need not be neighbours, and have two digits now and then
-Sizes = Mapping[str, int | tuple[int, int]]
 Entries = dict[str, tuple[str, tuple[int, ...]]]
 
 
@@ -78,36 +75,7 @@ def state_dicts(
     Returns:
         A strategy of StateDict: a dict, with `sizes` and `config`.
     """
-    table = layouts.get(layout, family)
-    prefix, seed = draw(st.sampled_from(list(prefixes))), draw(st.integers(0, 2**31))
-    numbers = draw(st.lists(st.integers(0, MAX_LAYER), min_size=1, max_size=max_layers, unique=True))
-    if max_layers > 1 and draw(st.integers(0, 3)) == 3:
-        numbers = [1, 10]  # one a prefix of the other
-    drawn = _Sizes(draw, sizes or {}, (*_same_names(table), *tied))
-    code_of = _dtype_rule(draw, dtypes)
-    entries: Entries = {}
-    for layer in numbers:
-        for key, dims in _keys_of(table, lora, prefix, layer, drawn):
-            entries[key] = (code_of("expert", key), dims)
-    renames = {rule.hf: rule for known in layouts.all_layouts(family) for rule in known.rules if rule.rename}
-    if layout == "hf" and scenery and not lora and draw(st.integers(0, 2), label="other keys that layouts rename") < 2:
-        for layer in numbers:
-            for rule in renames.values():
-                for key, dims in _tensors(rule, True, prefix, layer, drawn):
-                    entries.setdefault(key, (code_of("scenery", key), dims))
-    if scenery:
-        elsewhere = [layouts.parse_key(rule.to) for rule in renames.values()]  # names that only other layouts have
-        for layer in numbers:
-            for key, dims in _beside(f"{prefix}layers.{layer}.", drawn, draw):
-                if table.beside and ".mlp." in key and not any(".experts." in rule.to for rule in table.rules):
-                    continue  # a family without experts has no router
-                if key not in entries and not any(template.match(key) for template in elsewhere):
-                    entries[key] = (code_of("scenery", key), dims)
-        for key, dims in ((prefix + "embed_tokens.weight", (7, drawn["h"])), ("lm_head.weight", (7, drawn["h"]))):
-            if draw(st.booleans()) and not any(template.match(key) for template in elsewhere):
-                entries.setdefault(key, (code_of("scenery", key), dims))
-    config = _config(family, table, drawn)
-    return state_dict(entries, seed, sizes=dict(drawn.known), config=config)
+    return _drawn(draw, family, layout, dtypes, sizes, tied, max_layers, prefixes, scenery, lora)
 
 
 @st.composite
@@ -118,9 +86,11 @@ def checkpoints(
     max_layers: int = 3,
     prefixes: Sequence[str] = PREFIXES,
 ) -> StateDict:
-    """State dicts of a family as Hugging Face stores them: `state_dicts(family, "hf")`."""
-    made: StateDict = draw(state_dicts(family, "hf", dtypes=dtypes, max_layers=max_layers, prefixes=prefixes))
-    return made
+    """State dicts of a family as Hugging Face stores them, of one dtype, an embedding, routers and norms always there.
+
+    Args and Returns as `state_dicts(family, "hf")`.
+    """
+    return _drawn(draw, family, "hf", [draw(st.sampled_from(list(dtypes)))], None, (), max_layers, prefixes, ALWAYS)
 
 
 @st.composite
@@ -150,32 +120,61 @@ def state_dicts_like(draw: Any, model: torch.nn.Module | Mapping[str, torch.Tens
     return state_dict(entries, draw(st.integers(0, 2**31)))
 
 
-class _Sizes:
-    """Sizes of axes, drawn when they are first asked for."""
+def _drawn(
+    draw: Any,
+    family: str,
+    layout: str,
+    dtypes: Sequence[torch.dtype] | Callable[[str], torch.dtype],
+    sizes: Sizes | None,
+    tied: Sequence[tuple[str, str]],
+    max_layers: int,
+    prefixes: Sequence[str],
+    scenery: bool | str,
+    lora: bool = False,
+) -> StateDict:
+    """What state_dicts() and checkpoints() draw; scenery ALWAYS leaves embedding, routers and norms never out."""
+    table = layouts.get(layout, family)
+    prefix, seed = draw(st.sampled_from(list(prefixes))), draw(st.integers(0, 2**31))
+    numbers = draw(st.lists(st.integers(0, MAX_LAYER), min_size=1, max_size=max_layers, unique=True))
+    if max_layers > 1 and draw(st.integers(0, 3)) == 3:
+        numbers = [1, 10]  # one a prefix of the other
+    drawn = DrawnSizes(draw, sizes or {}, (*_same_names(table), *tied))
+    code_of = _dtype_rule(draw, dtypes)
+    entries: Entries = {}
+    if scenery is True and draw(st.integers(0, 5), label="nothing beside the experts") == 0:
+        scenery = False
+    renaming = [rule for known in layouts.all_layouts(family) for rule in known.rules if rule.rename]
+    elsewhere = [layouts.parse_key(rule.to) for rule in renaming]  # names that only other layouts have
+    beside = list(_scenery(prefix, numbers, drawn, draw, scenery == ALWAYS)) if scenery else []
+    beside = [item for item in beside if not any(template.match(item[0]) for template in elsewhere)]
+    if table.beside and not any(".experts." in rule.to for rule in table.rules):  # without experts there is no router
+        beside = [item for item in beside if ".mlp." not in item[0]]
+    if beside and beside[0][0] == prefix + EMBEDDING:  # where models have it
+        entries[beside[0][0]] = (code_of("scenery", beside[0][0]), beside[0][1])
+    for layer in numbers:
+        for key, dims in _keys_of(table, lora, prefix, layer, drawn):
+            entries[key] = (code_of("expert", key), dims)
+    for key, dims in beside:
+        entries.setdefault(key, (code_of("scenery", key), dims))
+    wanted = layout == "hf" and scenery is True and not lora
+    if wanted and draw(st.integers(0, 2), label="other keys that layouts rename") < 2:
+        for layer in numbers:
+            for rule in renaming:
+                for key, dims in _tensors(rule, True, prefix, layer, drawn):
+                    entries.setdefault(key, (code_of("scenery", key), dims))
+    return state_dict(entries, seed, sizes=dict(drawn.known), config=_config(family, table, drawn))
 
-    def __init__(self, draw: Any, given: Sizes, tied: Sequence[tuple[str, str]]) -> None:
-        self.draw, self.given, self.known = draw, given, dict[str, int]()
-        self.tied = dict((a, b) if b in given else (b, a) for a, b in tied)  # the axis that was given leads
-        self.shape = draw(st.sampled_from(("any", "any", "square", "twice")), label="I == H, or 2I == H?")
 
-    def __getitem__(self, axis: str) -> int:
-        if axis not in self.known:
-            self.known[axis] = self[self.tied[axis]] if axis in self.tied else self._draw(axis)
-        return self.known[axis]
-
-    def _draw(self, axis: str) -> int:
-        given = self.given.get(axis)
-        if isinstance(given, int):
-            return given
-        if axis == "u":  # gate and up, side by side
-            return 2 * self["i"]
-        if axis in HEADS and given is None:  # rows of q, k and v, of all groups of heads or of one
-            return prod(self[factor] for factor in HEADS[axis]) if HEADS[axis] else self.draw(st.integers(1, 3))
-        low, high = given or (1, MAX_SIZES.get(axis, MAX_SIZE))
-        if axis == "h" and given is None and self.shape != "any":
-            return self["i"] * (2 if self.shape == "twice" else 1)
-        sizes = st.integers(low, min(high, 6)) | st.integers(max(low, min(high, 10)), high)
-        return int(self.draw(sizes if axis == "e" else st.integers(low, high), label=f"size of axis {axis}"))
+def _scenery(
+    prefix: str, numbers: Sequence[int], sizes: DrawnSizes, draw: Any, always: bool
+) -> Iterator[tuple[str, tuple[int, ...]]]:
+    """(key, shape) of what stands beside the experts, in all layers and around them."""
+    if always or draw(st.booleans()):
+        yield prefix + EMBEDDING, (7, sizes["h"])
+    for layer in numbers:
+        yield from _beside(f"{prefix}layers.{layer}.", sizes, draw, always)
+    if draw(st.booleans()):
+        yield "lm_head.weight", (7, sizes["h"])
 
 
 def _same_names(table: Layout) -> Iterator[tuple[str, str]]:
@@ -186,7 +185,7 @@ def _same_names(table: Layout) -> Iterator[tuple[str, str]]:
             yield first[names], axis
 
 
-def _config(family: str, table: Layout, sizes: _Sizes) -> dict[str, Any]:
+def _config(family: str, table: Layout, sizes: DrawnSizes) -> dict[str, Any]:
     """config.json as the table has its names: a dotted path leads to a sub-config, a number is a place in a list."""
     config: dict[str, Any] = {"model_type": family}
     for axis, names in table.sizes.items():
@@ -215,7 +214,7 @@ def _dtype_rule(draw: Any, given: Sequence[torch.dtype] | Callable[[str], torch.
 
 
 def _keys_of(
-    table: Layout, lora: bool, prefix: str, layer: int, sizes: _Sizes
+    table: Layout, lora: bool, prefix: str, layer: int, sizes: DrawnSizes
 ) -> Iterator[tuple[str, tuple[int, ...]]]:
     """(key, shape) of every tensor of a layer that the layout's rules speak of."""
     for rule in table.rules:
@@ -223,7 +222,7 @@ def _keys_of(
             yield from _tensors(rule, False, prefix, layer, sizes, _firsts(table, sizes))
 
 
-def _firsts(table: Layout, sizes: _Sizes) -> dict[str, int]:
+def _firsts(table: Layout, sizes: DrawnSizes) -> dict[str, int]:
     """Where stacks start to count: after the stack whose number of experts they name."""
     return {
         axis: sizes[next(a for a, known in table.sizes.items() if known == names)]
@@ -232,7 +231,7 @@ def _firsts(table: Layout, sizes: _Sizes) -> dict[str, int]:
 
 
 def _tensors(
-    rule: Rule, hub: bool, prefix: str, layer: int, sizes: _Sizes, firsts: Mapping[str, int] | None = None
+    rule: Rule, hub: bool, prefix: str, layer: int, sizes: DrawnSizes, firsts: Mapping[str, int] | None = None
 ) -> Iterator[tuple[str, tuple[int, ...]]]:
     """(key, shape) of what a rule speaks of, on its hub's side or the layout's; `...` is no axis at all."""
     template, side = rule.ends(forward=hub)[:2]
@@ -262,7 +261,7 @@ def _words(rule: Any, axis: str) -> int | None:
     return next((len(t.words[axis]) for t in (ends[0], ends[2]) if axis in t.words), None)
 
 
-def _beside(at: str, sizes: _Sizes, draw: Any) -> Iterator[tuple[str, tuple[int, ...]]]:
+def _beside(at: str, sizes: DrawnSizes, draw: Any, always: bool) -> Iterator[tuple[str, tuple[int, ...]]]:
     """What stands beside the experts in a layer, piece by piece or not at all."""
     pieces: tuple[tuple[tuple[str, str], ...], ...] = (  # end of a key, its axes
         (("mlp.gate.weight", "eh"),),
@@ -272,6 +271,6 @@ def _beside(at: str, sizes: _Sizes, draw: Any) -> Iterator[tuple[str, tuple[int,
         tuple((f"mlp.shared_expert.{name}_proj.weight", "ih") for name in ("gate", "up")),
         (("mlp.gate.e_score_correction_bias", "e"),),
     )
-    for piece in pieces:
-        if draw(st.booleans()):
+    for number, piece in enumerate(pieces):
+        if (always and number < 2) or draw(st.booleans()):  # the router and the norms come first
             yield from ((at + name, tuple(sizes[axis] for axis in axes)) for name, axes in piece)
