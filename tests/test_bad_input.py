@@ -116,7 +116,7 @@ CASES: dict[str, tuple[Callable[[Path], Path], type[Exception], str]] = {
     "unknown projection": (
         damaged(lambda t: t.update({expert_key(0, "gate").replace("gate_proj", "side_proj"): noise((5, 4))})),
         errors.LayoutError,
-        r"experts\.0\.side_proj\.weight stands among .* no rule covers it; leave out",
+        r"experts\.0\.side_proj\.weight stands among .* no rule covers it; the result would lack",
     ),
     "bias of an expert": (
         damaged(lambda t: t.update({expert_key(0, "gate").replace("weight", "bias"): noise((5,))})),

@@ -106,6 +106,6 @@ def _stated(
 def _no_key(shown: object, family: str | None) -> str:
     known = ", ".join(registry.names(family))
     return (
-        f"no key of {shown} belongs to a known layout ({known}); nothing would be converted. Name the layout (source=, "
-        f"--from), or {STATE}"
+        f"no key of {shown} belongs to a known layout ({known}); name it (source=, --from) or register a table of "
+        f"your own, or {STATE}; nothing was converted"
     )

@@ -30,8 +30,15 @@ def convert(
     """
     if (made := straight(tensors, origin, target, sizes, firsts)) is not None:
         return made
+    if origin.is_hub and origin is not target and _checks_all_of(target, origin):
+        return from_hub(tensors, target, sizes, firsts)  # whose messages speak of what is being made
     hub = to_hub(tensors, origin, sizes, firsts)
     return dict(tensors) if origin is target else from_hub(hub, target, sizes, firsts)
+
+
+def _checks_all_of(target: Layout, origin: Layout) -> bool:
+    """Whether making `target` groups, and so checks, every key of the hub that `origin` has a rule for."""
+    return not target.is_hub and {rule.hf for rule in origin.rules} <= {rule.hf for rule in target.rules}
 
 
 def straight(

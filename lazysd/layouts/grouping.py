@@ -164,7 +164,7 @@ def check_group(
         not 0 <= at < size for index in group for at, size in zip(index, lead, strict=True)
     ):
         _incomplete(group, end, fixed, sizes, firsts)
-    (first, model), *others = group.values()
+    (first, model), *others = (group[index] for index in sorted(group))  # the same key is named, whatever came first
     for key, node in others:
         same = node.dims == model.dims or (end.side.parts is not None and node.ndim == model.ndim)
         if not same or node.code != model.code:
