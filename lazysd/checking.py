@@ -8,21 +8,29 @@ import zlib
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing
 from dataclasses import dataclass, field
+from math import prod
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from . import dtypes
 from .display.text import printable
 from .errors import FormatError, LazysdError
+from .formats import containers
+from .formats.base import Contents, Folder
 from .formats.safetensors.header import read_header
+from .formats.safetensors.index import SAFETENSORS
 from .move import workers
 from .save.manifest import MANIFEST, Entry, Record, entries, read_manifest
 from .sizes import format_nbytes
+from .stores.base import Options
 from .stores.crc import combine
 from .stores.local import LocalFile
+from .stores.places import place_of
 
 _PIECE_NBYTES = 16 << 20  # that one worker takes at a time
 _BUFFER_NBYTES = 1 << 20
 MAX_SHOWN = 20
+Places = dict[str, tuple[str, tuple[int, ...], int]]
 
 
 class Fault(NamedTuple):
@@ -108,9 +116,16 @@ def check_folder(
         result.faults.append(Fault(MANIFEST, "", f"it is not what a save writes: {error!r}"))
         return result
     spans: dict[str, list[_Span]] = {}
+    contents = None
+    if any(not name.endswith(SAFETENSORS) for name in wanted):
+        try:
+            contents = containers.read(Folder(place_of(folder, Options("pread"))))
+        except LazysdError as error:
+            result.faults.append(Fault(MANIFEST, "", f"its tensors cannot be found: {error}"))
+            wanted = {}  # files are checked whole
     for name, record in manifest.files.items():
         if _is_there(folder, name, record, result):
-            spans[name] = _spans(folder / name, record, wanted.get(name), result)
+            spans[name] = _spans(folder / name, record, wanted.get(name), contents, result)
     sums = _read(folder, spans, num_workers or workers.default_workers(), report)
     for name, parts in spans.items():
         _judge(name, parts, sums[name], manifest.files[name], wanted.get(name, {}), result)
@@ -138,25 +153,52 @@ def _is_there(folder: Path, name: str, record: Record, result: FolderCheck) -> b
     return True
 
 
-def _spans(path: Path, record: Record, tensors: Mapping[str, Entry] | None, result: FolderCheck) -> list[_Span]:
+def _spans(
+    path: Path, record: Record, tensors: Mapping[str, Entry] | None, contents: Contents | None, result: FolderCheck
+) -> list[_Span]:
     """A file's runs, in order and without holes: header and tensors of a shard, others whole."""
     whole = [_Span("", 0, record.nbytes)]
     if not tensors:
         return whole
     try:
-        with closing(LocalFile(str(path))) as file:
-            header = read_header(file)
+        places = _places(path, contents)
     except LazysdError as error:
         result.faults.append(Fault(path.name, "header", str(error)))
         return whole
-    found = [_Span(key, entry.start, entry.stop - entry.start) for key, entry in header.entries.items()]
-    stated = {key: (entry.code, tuple(entry.shape)) for key, entry in header.entries.items()}
+    found: list[_Span] = []
+    end = 0
+    for key, (code, dims, start) in sorted(places.items(), key=lambda item: item[1][2]):
+        if start > end:  # a header, or what stands between tensors
+            found.append(_Span("", end, start - end))
+        end = start + prod(dims) * dtypes.itemsize(code)
+        found.append(_Span(key, start, end - start))
+    if end < record.nbytes:
+        found.append(_Span("", end, record.nbytes - end))
+    stated = {key: (code, dims) for key, (code, dims, _) in places.items()}
     written = {key: (entry.code, entry.shape) for key, entry in tensors.items()}
+    if contents is not None:  # what has no elements has no place in a file
+        written = {key: said for key, said in written.items() if prod(said[1])}
     for key in dict.fromkeys((*written, *stated)):
         if stated.get(key) != written.get(key):
             detail = f"the header says {stated.get(key)}, written was {written.get(key)}"
             result.faults.append(Fault(path.name, key, detail))
-    return [_Span("", 0, header.data_start), *found]
+    return found
+
+
+def _places(path: Path, contents: Contents | None) -> Places:
+    """Of each tensor that a shard says it holds: code, shape, first byte. `contents`: of what is not safetensors."""
+    if contents is None:
+        with closing(LocalFile(str(path))) as file:
+            entries = read_header(file).entries
+        return {
+            key: (entry.code, dtypes.packed(entry.code, entry.shape), entry.start) for key, entry in entries.items()
+        }
+    found: Places = {}
+    for key, tensor in contents.tensors.items():
+        for chunk in tensor.chunks:
+            if chunk.file.name == path.name:
+                found[key] = (tensor.code, tensor.dims, chunk.offset)
+    return found
 
 
 def _read(

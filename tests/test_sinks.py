@@ -156,3 +156,32 @@ def test_a_tensor_of_more_than_four_gigabytes_has_its_place(tmp_path: Path) -> N
     assert (info.file_size, info.compress_size) == (dims[0], dims[0])
     found = torch.load(path, weights_only=True, mmap=True)
     assert tuple(found.shape) == dims
+
+
+def test_verify_names_what_changed_in_it(golden: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    state = everything() | {"none": torch.zeros(0, 3)}
+    save_file(state, tmp_path / "m.safetensors")
+    lazysd.open(tmp_path / "m.safetensors").save(tmp_path / "dcp", max_shard_size="500", format="dcp")
+    assert main(["verify", str(tmp_path / "dcp")]) == 0
+    path = tmp_path / "dcp" / "__0_1.distcp"
+    whole = bytearray(path.read_bytes())
+    node = next(node for node in lazysd.open(tmp_path / "dcp").values() if node.reads()[0][0] == str(path))
+    key = next(key for key, other in lazysd.open(tmp_path / "dcp").items() if other.reads() == node.reads())
+    for at, named in ((node.reads()[0][1], key), (4, "header"), (len(whole) - 1, "__0_1.distcp")):
+        path.write_bytes(bytes([*whole[:at], whole[at] ^ 1, *whole[at + 1 :]]))
+        capsys.readouterr()
+        assert main(["verify", str(tmp_path / "dcp")]) == 1
+        assert named in capsys.readouterr().out
+    path.write_bytes(whole)
+    damaged = bytearray((tmp_path / "dcp" / ".metadata").read_bytes())
+    damaged[len(damaged) // 2] ^= 1
+    (tmp_path / "dcp" / ".metadata").write_bytes(damaged)
+    assert main(["verify", str(tmp_path / "dcp")]) == 1
+    assert ".metadata" in capsys.readouterr().out
+
+
+def test_verify_knows_packed_values(tmp_path: Path) -> None:
+    packed = torch.arange(48, dtype=torch.uint8).reshape(8, 6).view(torch.float4_e2m1fn_x2)
+    save_file({"w": packed, "x": torch.ones(3)}, tmp_path / "m.safetensors")
+    lazysd.open(tmp_path / "m.safetensors").save(tmp_path / "out")
+    assert main(["verify", str(tmp_path / "out")]) == 0
