@@ -78,8 +78,6 @@ def fetch(
             time.sleep(pause)
             pause = min(2 * pause, MAX_PAUSE_SECONDS)
         asked = {**headers, "Range": f"bytes={start + done}-{start + wanted - 1}"}
-        if known and known.validator and known.validator.startswith('"'):
-            asked["If-Match"] = known.validator
         try:
             with _answer(url, asked, moved) as answer:
                 if answer.status in _BUSY:
@@ -130,8 +128,6 @@ def _checked(url: str, answer: http.client.HTTPResponse, start: int, stop: int, 
     """The file's version, once it is sure that the answer is the range that was asked for."""
     where, status = shown(url), answer.status
     validator = answer.getheader("ETag") or answer.getheader("Last-Modified")
-    if status == 412:
-        raise _changed(where, known, None)
     if status == 416 and (match := _NO_RANGE.fullmatch(answer.getheader("Content-Range", ""))):
         version = Version(int(match[1]), validator or (known.validator if known else None))
         if known and known.size != version.size:
@@ -160,10 +156,11 @@ def _checked(url: str, answer: http.client.HTTPResponse, start: int, stop: int, 
     return version
 
 
-def _changed(where: str, known: Version | None, found: Version | None) -> SourceChangedError:
-    said = f" (was {known.size} bytes, ETag {known.validator}" if known else ""
-    now = f", is {found.size} bytes, ETag {found.validator})" if known and found else ")" if known else ""
-    return SourceChangedError(f"{where} changed since the checkpoint was opened{said}{now}; open it again")
+def _changed(where: str, known: Version, found: Version) -> SourceChangedError:
+    return SourceChangedError(
+        f"{where} changed since the checkpoint was opened (was {known.size} bytes, ETag {known.validator}, is "
+        f"{found.size} bytes, ETag {found.validator}); open it again"
+    )
 
 
 @contextmanager
