@@ -13,7 +13,7 @@ TORCH := torch==2.13.0
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test test-tiny test-peft018 lint bench clean check-python
+.PHONY: help demo test test-tiny test-peft018 lint fuzz bench clean check-python
 
 help:  ## this list
 	@grep -E '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z0-9-]+):.*## /\1\t/' | expand -t 16
@@ -34,6 +34,9 @@ lint: $(TEST)/.installed  ## ruff (format and lint) and mypy
 	$(TEST)/bin/python -m ruff format --check .
 	$(TEST)/bin/python -m ruff check .
 	$(TEST)/bin/python -m mypy
+
+fuzz: $(TEST)/.installed  ## random graphs under random constants against eager torch: SECONDS=600, GRAPHS=100000, SEED=0
+	$(TEST)/bin/python tests/fuzz.py --seconds $(or $(SECONDS),600) $(if $(GRAPHS),--graphs $(GRAPHS)) --seed $(or $(SEED),0)
 
 bench: $(TEST)/.installed  ## measure lazysd beside the alternatives
 	$(TEST)/bin/python benchmarks/run_all.py

@@ -151,9 +151,9 @@ def test_dora_has_the_same_bits_however_it_is_cut(M: int, N: int, dtype: torch.d
     ):
         assert torch.equal(bits(node[cut].materialize()), bits(whole[cut]))
     assert torch.equal(bits(node.permute(1, 0).materialize()), bits(whole.T))
-    from lazysd.move import fill
+    from lazysd.move import tiling
 
-    monkeypatch.setattr(fill, "COMPUTE_TILE_NBYTES", 8 * N)  # two rows or less
+    monkeypatch.setattr(tiling, "COMPUTE_TILE_NBYTES", 8 * N)  # two rows or less
     assert torch.equal(bits(node[: min(M, 50)].materialize()), bits(whole[: min(M, 50)]))
 
 

@@ -15,14 +15,13 @@ import torch
 
 from .. import dtypes
 from ..graph.base import Piece, pieces
-from ..graph.boxes import Box, box_dims, full_box, is_dense, row_major, tiles
+from ..graph.boxes import Box, box_dims, full_box, is_dense, row_major
 from ..graph.compute import Computed
 from ..graph.leaves import FileRange, Full, InMemory
 from ..graph.node import Node
 from .blocks import blocks, run_of
 from .device import Lane, copy_strided, lane_for, transposable_blocks
-
-COMPUTE_TILE_NBYTES = 4 << 20  # float32 working set of a computed tile is a few times this
+from .tiling import compute_tiles
 
 
 class _Ready(NamedTuple):
@@ -84,25 +83,6 @@ def fill_node(target: torch.Tensor, node: Node, box: Box | None = None) -> None:
     """Fill `target` (any strides, shape of the box) with a box of a node."""
     box = full_box(node.dims) if box is None else box
     fill(target, pieces(node, box, int(target.storage_offset()), target.stride()))
-
-
-def compute_tiles(piece: Piece) -> list[Piece]:
-    """A piece of a computed node, cut so that a tile's operands and result stay near COMPUTE_TILE_NBYTES."""
-    op = piece.node.op
-    assert isinstance(op, Computed)
-    sizes = [prod(box_dims(box)) * node.itemsize for node, box in op.operands(piece.node, piece.box)]
-    total = sum(sizes) + prod(box_dims(piece.box)) * piece.node.itemsize
-    limit = max(1, prod(box_dims(piece.box)) * piece.node.itemsize * COMPUTE_TILE_NBYTES // max(total, 1))
-    limit = max(limit, op.least_elements(piece.node, piece.box) * piece.node.itemsize)
-    starts = [axis.start for axis in piece.box]
-    result = []
-    for box in tiles(piece.box, piece.node.itemsize, limit, op.align):
-        offset = piece.offset + sum(
-            (axis.start - start) // axis.step * stride
-            for axis, start, stride in zip(box, starts, piece.strides, strict=True)
-        )
-        result.append(Piece(piece.node, box, offset, piece.strides))
-    return result
 
 
 def _operands(piece: Piece, op: Computed, target: torch.Tensor, lane: Lane) -> list[Any]:

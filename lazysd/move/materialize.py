@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from .. import dtypes
 from ..graph.base import Piece, pieces
-from ..graph.boxes import box_dims, full_box, row_major, tiles
+from ..graph.boxes import Box, box_dims, full_box, row_major, tiles
 from ..graph.compute import Computed
 from ..graph.leaves import FileRange
 from ..graph.node import Node
@@ -16,7 +16,7 @@ from ..graph.rewrite import cast
 from ..graph.sharded import Sharded
 from . import workers
 from .blocks import HOST_BLOCK_NBYTES, byte_ranges
-from .tiling import tile_limit
+from .tiling import compute_tiles, tile_limit
 
 if TYPE_CHECKING:
     import torch
@@ -38,15 +38,16 @@ def source_ranges(wanted: Iterable[Piece], exact: bool = False) -> Iterator[tupl
             for offset, nbytes in byte_ranges(piece.box, dims, itemsize, HOST_BLOCK_NBYTES, exact, op.file.cost):
                 yield op, op.offset + offset, nbytes
         elif isinstance(op, Computed):
-            for node, box in op.operands(piece.node, piece.box):
-                stack.extend(pieces(node, box, 0, row_major(box_dims(box))))
+            for part in compute_tiles(piece):  # as the mover cuts it: gaps between tiles are not read
+                for node, box in op.operands(part.node, part.box):
+                    stack.extend(pieces(node, box, 0, row_major(box_dims(box))))
 
 
 def reads(node: Node) -> list[tuple[str, int, int]]:
     """The byte ranges behind a node, merged and sorted: (file, offset, nbytes)."""
     if isinstance(node.op, Sharded):  # the rest is on other ranks
         node = node.inputs[0]
-    wanted = pieces(node, full_box(node.dims), 0, row_major(node.dims))
+    wanted = (piece for box in _boxes_of(node) for piece in pieces(node, box, 0, row_major(box_dims(box))))
     found = sorted((leaf.file.path, start, start + size) for leaf, start, size in source_ranges(wanted))
     merged: list[tuple[str, int, int]] = []
     for path, start, stop in found:
@@ -96,7 +97,7 @@ def fill_all(wanted: Sequence[tuple[Node, torch.Tensor]]) -> None:
     """Fill each target with its node; where that is much work on the CPU, threads share it, tile by tile."""
     import torch
 
-    from .fill import fill, fill_node
+    from .fill import fill
 
     in_flight = max((_num_in_flight(node) for node, _ in wanted), default=1)
     crew = max(workers.default_workers(), in_flight)
@@ -104,7 +105,7 @@ def fill_all(wanted: Sequence[tuple[Node, torch.Tensor]]) -> None:
     nbytes = sum(node.nbytes for node, _ in wanted)
     if crew == 1 or not on_cpu or (nbytes < PARALLEL_MIN_NBYTES and in_flight == 1):
         for node, target in wanted:
-            fill_node(target, node)
+            fill(target, (piece for _, share in _shares([(node, target)], SHARE_NBYTES) for piece in share))
         return
 
     inference = torch.is_inference_mode_enabled()  # a thread has a mode of its own; targets may need the caller's
@@ -128,6 +129,14 @@ def _num_in_flight(node: Node) -> int:
     return node.op.file.cost.num_in_flight if isinstance(node.op, FileRange) else 1
 
 
+def _boxes_of(node: Node) -> Iterator[Box]:
+    """How a whole tensor is cut before it is filled: a large one into tiles, whoever fills it; reads() knows it."""
+    whole = full_box(node.dims)
+    if node.nbytes > TILE_NBYTES:
+        return tiles(whole, node.itemsize, tile_limit(node, whole, TILE_NBYTES, node.nbytes))
+    return iter((whole,))
+
+
 def _shares(
     wanted: Iterable[tuple[Node, torch.Tensor]], share_nbytes: int
 ) -> Iterator[tuple[torch.Tensor, list[Piece]]]:
@@ -135,7 +144,7 @@ def _shares(
     for node, target in wanted:
         whole, strides, start = full_box(node.dims), target.stride(), int(target.storage_offset())
         if node.nbytes > TILE_NBYTES:
-            for box in tiles(whole, node.itemsize, tile_limit(node, whole, TILE_NBYTES, node.nbytes)):
+            for box in _boxes_of(node):
                 offset = sum(axis.start * stride for axis, stride in zip(box, strides, strict=True))
                 yield target, list(pieces(node, box, start + offset, strides))
             continue

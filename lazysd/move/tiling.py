@@ -12,6 +12,8 @@ from ..graph.leaves import FileRange
 from ..graph.node import Node
 from .blocks import run_of
 
+COMPUTE_TILE_NBYTES = 4 << 20  # float32 working set of a computed tile is a few times this
+
 
 def is_gappy(wanted: Iterable[Piece], exact: bool = False) -> bool:
     """Whether some leaf's bytes lie between others that are not wanted, closely enough to be read along."""
@@ -84,3 +86,22 @@ def _join(first: Piece, second: Piece) -> Piece | None:
             return None
     box = (*first.box[:k], range(a.start, b.stop), *first.box[k + 1 :])
     return Piece(first.node, box, first.offset, (*first.strides[:k], stride, *first.strides[k + 1 :]))
+
+
+def compute_tiles(piece: Piece) -> list[Piece]:
+    """A piece of a computed node, cut so that a tile's operands and result stay near COMPUTE_TILE_NBYTES."""
+    op = piece.node.op
+    assert isinstance(op, Computed)
+    sizes = [prod(box_dims(box)) * node.itemsize for node, box in op.operands(piece.node, piece.box)]
+    total = sum(sizes) + prod(box_dims(piece.box)) * piece.node.itemsize
+    limit = max(1, prod(box_dims(piece.box)) * piece.node.itemsize * COMPUTE_TILE_NBYTES // max(total, 1))
+    limit = max(limit, op.least_elements(piece.node, piece.box) * piece.node.itemsize)
+    starts = [axis.start for axis in piece.box]
+    result = []
+    for box in tiles(piece.box, piece.node.itemsize, limit, op.align):
+        offset = piece.offset + sum(
+            (axis.start - start) // axis.step * stride
+            for axis, start, stride in zip(box, starts, piece.strides, strict=True)
+        )
+        result.append(Piece(piece.node, box, offset, piece.strides))
+    return result

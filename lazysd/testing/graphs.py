@@ -7,7 +7,7 @@ mean: NaN payloads count. Only a cast looks at values.
 from __future__ import annotations
 
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -58,7 +58,7 @@ def leaf(bits: torch.Tensor, code: str, kind: str = "file", lead: int = 0) -> La
     """A leaf over these bits: a stretch of a file, or a tensor in memory with strides of its own."""
     if kind == "file":
         data = bytes(lead) + bits.numpy().tobytes() + b"\xee"
-        return LazyTensor(FileRange(MemoryFile(data), lead), (), tuple(bits.shape), code)
+        return LazyTensor(FileRange(NotedFile(data), lead), (), tuple(bits.shape), code)
     held = bits.view(dtypes.to_torch(code))
     if kind == "strided" and bits.dim():
         order = list(reversed(range(bits.dim())))
@@ -97,7 +97,9 @@ def slices(draw: Any, shape: Sequence[int]) -> Any:
             keys.append(draw(st.lists(st.integers(-size, size - 1), min_size=1, max_size=5)))
         elif kind == "mask" and not listed:
             listed = True
-            keys.append(torch.tensor(draw(st.lists(st.booleans(), min_size=size, max_size=size)), dtype=torch.bool))
+            rows = random_bits("BOOL", (size,), draw(st.integers(0, 2**31))) if size > 100 else None
+            bools = st.lists(st.booleans(), min_size=size, max_size=size)
+            keys.append(torch.tensor(draw(bools), dtype=torch.bool) if rows is None else rows.bool())
         else:
             keys.append(slice(None))
     if draw(st.booleans()):
@@ -132,76 +134,150 @@ def _shapes_of(draw: Any, numel: int) -> tuple[int, ...]:
     return tuple(dims)
 
 
-OPS = ("permute", "transpose", "index", "reshape", "stack", "concat", "split", "unflatten", "flatten", "squeeze",
-       "unsqueeze", "narrow", "chunk", "unbind", "select", "inverse")  # fmt: skip
+class _Step(NamedTuple):
+    """What an op is drawn from."""
+
+    draw: Any
+    drawn: Drawn
+    code: str
+    dim: int  # of an axis, negative ones too; 0 where there is none
+
+    @property
+    def node(self) -> LazyTensor:
+        return self.drawn.node
+
+    @property
+    def bits(self) -> torch.Tensor:
+        return self.drawn.bits
+
+    @property
+    def size(self) -> int:
+        return self.bits.shape[self.dim]
+
+    def integer(self, low: int, high: int) -> int:
+        return int(self.draw(st.integers(low, high)))
+
+    def more(self, dims: Sequence[tuple[int, ...]]) -> list[Drawn]:
+        """The tensor among new leaves of these shapes, in any order."""
+        parts: list[Drawn] = self.draw(st.permutations([self.drawn, *(self.draw(leaves(self.code, d)) for d in dims)]))
+        return parts
+
+
+def _permute(s: _Step) -> Drawn:
+    order = s.draw(st.permutations(range(s.bits.dim())))
+    return Drawn(s.node.permute(*order) if order else s.node.permute(()), s.bits.permute(order))
+
+
+def _index(s: _Step) -> Drawn:
+    key = s.draw(slices(s.bits.shape))
+    return Drawn(s.node[key], s.bits[key])
+
+
+def _reshape(s: _Step) -> Drawn:
+    shape = s.draw(_shapes_of(s.bits.numel()))
+    return Drawn(s.node.reshape(shape), s.bits.reshape(shape))
+
+
+def _stack(s: _Step) -> Drawn:
+    parts = s.more([tuple(s.bits.shape)] * s.integer(0, 2))
+    dim = s.integer(-s.bits.dim() - 1, s.bits.dim())
+    return Drawn(stack(tuple(p.node for p in parts), dim), torch.stack([p.bits for p in parts], dim))
+
+
+def _concat(s: _Step) -> Drawn:
+    dims = []
+    for _ in range(s.integer(0, 2)):
+        shape = list(s.bits.shape)
+        shape[s.dim] = s.draw(st.sampled_from((0, 1, 2, 3)))
+        dims.append(tuple(shape))
+    parts = s.more(dims)
+    return Drawn(concat(tuple(p.node for p in parts), s.dim), torch.cat([p.bits for p in parts], s.dim))
+
+
+def _unsqueeze(s: _Step) -> Drawn:
+    dim = s.integer(-s.bits.dim() - 1, s.bits.dim())
+    return Drawn(s.node.unsqueeze(dim), s.bits.unsqueeze(dim))
+
+
+def _transpose(s: _Step) -> Drawn:
+    other = s.integer(-s.bits.dim(), s.bits.dim() - 1)
+    return Drawn(s.node.transpose(s.dim, other), s.bits.transpose(s.dim, other))
+
+
+def _flatten(s: _Step) -> Drawn:
+    end = s.integer(s.dim % s.bits.dim(), s.bits.dim() - 1)
+    return Drawn(s.node.flatten(s.dim, end), s.bits.flatten(s.dim, end))
+
+
+def _unflatten(s: _Step) -> Drawn:
+    shape = s.draw(_shapes_of(s.size))
+    return Drawn(s.node.unflatten(s.dim, shape), s.bits.unflatten(s.dim, shape))
+
+
+def _squeeze(s: _Step) -> Drawn:
+    return Drawn(s.node.squeeze(s.dim), s.bits.squeeze(s.dim))
+
+
+def _narrow(s: _Step) -> Drawn:
+    start = s.integer(0, s.size)
+    length = s.integer(0, s.size - start)
+    return Drawn(s.node.narrow(s.dim, start, length), s.bits.narrow(s.dim, start, length))
+
+
+def _select(s: _Step) -> Drawn:
+    at = s.integer(-s.size, s.size - 1)
+    return Drawn(s.node.select(s.dim, at), s.bits.select(s.dim, at))
+
+
+def _cut(name: str) -> Callable[[_Step], Drawn]:
+    def one_part(s: _Step) -> Drawn:
+        length = s.integer(1, s.size)
+        mine, theirs = getattr(s.node, name)(length, s.dim), getattr(s.bits, name)(length, s.dim)
+        assert [tuple(part.shape) for part in mine] == [tuple(part.shape) for part in theirs]
+        at = s.integer(0, len(mine) - 1)
+        return Drawn(mine[at], theirs[at])
+
+    return one_part
+
+
+def _unbind(s: _Step) -> Drawn:
+    at = s.integer(0, s.size - 1)
+    return Drawn(s.node.unbind(s.dim)[at], s.bits.unbind(s.dim)[at])
+
+
+def _inverse(s: _Step) -> Drawn:
+    """Taken apart and put together again: what rewrites undo."""
+    return Drawn(stack(s.node.unbind(s.dim), s.dim), torch.stack(s.bits.unbind(s.dim), s.dim))
+
+
+MAX_UNBOUND = 64  # of an axis that is taken apart; each part is a node
+_ANY: dict[str, Callable[[_Step], Drawn]] = {
+    "permute": _permute, "index": _index, "reshape": _reshape, "stack": _stack, "unsqueeze": _unsqueeze,
+}  # fmt: skip
+_OF_AN_AXIS: dict[str, Callable[[_Step], Drawn]] = {
+    "transpose": _transpose, "concat": _concat, "flatten": _flatten, "squeeze": _squeeze, "narrow": _narrow,
+}  # fmt: skip
+_OF_ELEMENTS: dict[str, Callable[[_Step], Drawn]] = {
+    "unflatten": _unflatten, "select": _select, "split": _cut("split"), "chunk": _cut("chunk"), "unbind": _unbind,
+    "inverse": _inverse,
+}  # fmt: skip
+OPS = (*_ANY, *_OF_AN_AXIS, *_OF_ELEMENTS)
 
 
 @st.composite
-def _step(draw: Any, drawn: Drawn, code: str, name: str) -> Drawn:
+def step(draw: Any, drawn: Drawn, code: str, name: str) -> Drawn:
     """One more op on both sides; the same pair where the op does not apply."""
-    node, bits = drawn
-    ndim = bits.dim()
-    if name == "permute":
-        order = draw(st.permutations(range(ndim)))
-        return Drawn(node.permute(*order) if order else node.permute(()), bits.permute(order))
-    if name == "index":
-        key = draw(slices(bits.shape))
-        return Drawn(node[key], bits[key])
-    if name == "reshape":
-        shape = draw(_shapes_of(bits.numel()))
-        return Drawn(node.reshape(shape), bits.reshape(shape))
-    if name == "stack":
-        more = [draw(leaves(code, tuple(bits.shape))) for _ in range(draw(st.integers(0, 2)))]
-        parts, dim = draw(st.permutations([drawn, *more])), draw(st.integers(-ndim - 1, ndim))
-        return Drawn(stack(tuple(p.node for p in parts), dim), torch.stack([p.bits for p in parts], dim))
-    if name == "unsqueeze":
-        dim = draw(st.integers(-ndim - 1, ndim))
-        return Drawn(node.unsqueeze(dim), bits.unsqueeze(dim))
+    ndim = drawn.bits.dim()
+    if name in _ANY:
+        return _ANY[name](_Step(draw, drawn, code, 0))
     if not ndim:
         return drawn
-    dim = draw(st.integers(-ndim, ndim - 1))
-    size = bits.shape[dim]
-    if name == "transpose":
-        other = draw(st.integers(-ndim, ndim - 1))
-        return Drawn(node.transpose(dim, other), bits.transpose(dim, other))
-    if name == "concat":
-        parts = [drawn]
-        for _ in range(draw(st.integers(0, 2))):
-            dims = list(bits.shape)
-            dims[dim] = draw(st.sampled_from((0, 1, 2, 3)))
-            parts.append(draw(leaves(code, tuple(dims))))
-        parts = draw(st.permutations(parts))
-        return Drawn(concat(tuple(p.node for p in parts), dim), torch.cat([p.bits for p in parts], dim))
-    if name == "flatten":
-        end = draw(st.integers(dim % ndim, ndim - 1))
-        return Drawn(node.flatten(dim, end), bits.flatten(dim, end))
-    if name == "unflatten" and size:
-        shape = draw(_shapes_of(size))
-        return Drawn(node.unflatten(dim, shape), bits.unflatten(dim, shape))
-    if name == "squeeze":
-        return Drawn(node.squeeze(dim), bits.squeeze(dim))
-    if name == "narrow":
-        start = draw(st.integers(0, size))
-        length = draw(st.integers(0, size - start))
-        return Drawn(node.narrow(dim, start, length), bits.narrow(dim, start, length))
-    if not size:
+    s = _Step(draw, drawn, code, draw(st.integers(-ndim, ndim - 1)))
+    if name in _OF_AN_AXIS:
+        return _OF_AN_AXIS[name](s)
+    if not s.size or (name in ("unbind", "inverse") and s.size > MAX_UNBOUND):
         return drawn
-    if name == "select":
-        at = draw(st.integers(-size, size - 1))
-        return Drawn(node.select(dim, at), bits.select(dim, at))
-    if name in ("split", "chunk"):
-        length = draw(st.integers(1, size))
-        mine, theirs = getattr(node, name)(length, dim), getattr(bits, name)(length, dim)
-        assert [tuple(part.shape) for part in mine] == [tuple(part.shape) for part in theirs]
-        at = draw(st.integers(0, len(mine) - 1))
-        return Drawn(mine[at], theirs[at])
-    if name == "unbind":
-        at = draw(st.integers(0, size - 1))
-        return Drawn(node.unbind(dim)[at], bits.unbind(dim)[at])
-    if name == "inverse":  # take it apart and put it together: what rewrites undo
-        parts, other = node.unbind(dim), bits.unbind(dim)
-        return Drawn(stack(parts, dim), torch.stack(other, dim))
-    return drawn
+    return _OF_ELEMENTS[name](s)
 
 
 @st.composite
@@ -219,5 +295,5 @@ def lazy_tensors(draw: Any, codes: Sequence[str] = CODES, max_ops: int = 7) -> D
     drawn: Drawn = draw(leaves(code))
     for name in draw(st.lists(st.sampled_from(OPS), max_size=max_ops)):
         if drawn.bits.dim() < 6 and drawn.bits.numel() < 5000:
-            drawn = draw(_step(drawn, code, name))
+            drawn = draw(step(drawn, code, name))
     return drawn
