@@ -111,6 +111,9 @@ def test_coverage_proof_is_exact(dims: list[int], data: st.DataObject) -> None:
         for index in product(*box):
             counts[index] += 1
     assert covers_once(boxes, tuple(dims)) == all(count == 1 for count in counts.values())
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("lazysd.graph.boxes.MAX_CORNER_AXES", 0)  # as for many axes
+        assert covers_once(boxes, tuple(dims)) == all(count == 1 for count in counts.values())
 
 
 def test_coverage_proof_pinned() -> None:
@@ -120,6 +123,19 @@ def test_coverage_proof_pinned() -> None:
     assert not covers_once([(range(4), range(3)), (range(4), range(2, 6))], (4, 6))
     assert not covers_once([(range(4), range(2)), (range(4), range(3, 6))], (4, 6))
     assert not covers_once([whole, whole], (4, 6))
+
+
+def test_coverage_of_many_axes_takes_a_moment() -> None:
+    """Two to the power of 40 corners would not."""
+    dims = (2,) * 40
+    halves = [
+        tuple(range(2) if axis != at else range(side, side + 1) for axis in range(40)) for at in (7,) for side in (0, 1)
+    ]
+    assert covers_once(halves, dims)
+    assert not covers_once([halves[0], halves[0]], dims)
+    odd = [tuple(range((number + axis) % 2, (number + axis) % 2 + 1) for axis in range(40)) for number in range(2)]
+    assert not covers_once(odd, dims)
+    assert not covers_once([*odd, *halves], dims)
 
 
 def test_glue_joins_only_what_is_adjacent_on_both_sides() -> None:

@@ -76,32 +76,55 @@ def tiles(box: Box, itemsize: int, limit_nbytes: int, align: int = 1) -> Iterato
         stack.extend((*part[:axis], cut, *part[axis + 1 :]) for cut in reversed(cuts))
 
 
+MAX_CORNER_AXES = 8  # beyond them, 2^axes corners a box are more than comparing boxes with each other
+
+
 def covers_once(boxes: Iterable[Box], dims: Dims) -> bool:
     """Whether unit-step boxes cover every element of a tensor of shape `dims` exactly once.
 
     Each box adds its corners with alternating signs (the mixed difference of its indicator function). That map is
     linear and injective, so the boxes tile the tensor if and only if their corners add up to the tensor's own. Cost:
-    2^axes a box, however many boxes there are.
+    2^axes a box, however many boxes there are; axes along which nothing is cut do not count.
     """
     boxes = list(boxes)
     if len(boxes) == 1:
         return boxes[0] == full_box(dims)
+    boxes = [box for box in boxes if all(box)]
+    if any(len(axis) > 1 and axis.step != 1 for box in boxes for axis in box):
+        return False
+    if sum(prod(box_dims(box)) for box in boxes) != prod(dims):
+        return False
+    spans = [tuple((axis[0], axis[-1] + 1) for axis in box) for box in boxes]
+    whole = tuple((0, size) for size in dims)
+    cut = [axis for axis, span in enumerate(whole) if any(box[axis] != span for box in spans)]
+    spans, whole = [tuple(box[axis] for axis in cut) for box in spans], tuple(whole[axis] for axis in cut)
+    return _tile_by_corners(spans, whole) if len(cut) <= MAX_CORNER_AXES else _tile_apart(spans, whole)
+
+
+Span = tuple[tuple[int, int], ...]  # (first, one past the last) along each axis
+
+
+def _tile_by_corners(spans: list[Span], whole: Span) -> bool:
     corners: Counter[Dims] = Counter()
-
-    def add(bounds: list[tuple[int, int]], weight: int) -> None:
-        for choice in product((0, 1), repeat=len(bounds)):
-            corners[tuple(bound[side] for bound, side in zip(bounds, choice, strict=True))] += weight * (-1) ** sum(
-                choice
-            )
-
-    for box in boxes:
-        if any(len(axis) > 1 and axis.step != 1 for axis in box):
-            return False
-        if all(box):
-            add([(axis[0], axis[-1] + 1) for axis in box], 1)
-    if prod(dims):
-        add([(0, size) for size in dims], -1)
+    for span, weight in (*((span, 1) for span in spans), *(((whole, -1),) if spans else ())):
+        for choice in product((0, 1), repeat=len(span)):
+            corner = tuple(bound[side] for bound, side in zip(span, choice, strict=True))
+            corners[corner] += weight * (-1) ** sum(choice)
     return not any(corners.values())
+
+
+def _tile_apart(spans: list[Span], whole: Span) -> bool:
+    """Whether boxes whose elements add up to the tensor's lie inside of it and do not meet."""
+    if any(low < 0 or high > size for span in spans for (low, high), (_, size) in zip(span, whole, strict=True)):
+        return False
+    ordered = sorted(spans)
+    for number, span in enumerate(ordered):
+        for other in ordered[number + 1 :]:
+            if other[0][0] >= span[0][1]:
+                break
+            if all(low < end and start < high for (low, high), (start, end) in zip(span, other, strict=True)):
+                return False
+    return True
 
 
 @lru_cache(maxsize=4096)
