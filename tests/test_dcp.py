@@ -448,3 +448,15 @@ def test_a_file_that_changes_after_opening_is_noticed(folder: Path) -> None:
     path.write_bytes(path.read_bytes()[:-1])
     with pytest.raises(LazysdError, match="was modified since the checkpoint was opened"):
         next(iter(ckpt.values())).materialize()
+
+
+def test_parts_that_lie_across_each_other_take_no_more_cuts_than_allowed() -> None:
+    """Slabs along one axis beside slabs along another: cutting each where the others end makes their product."""
+    n = 200
+    chunks = [Chunk(None, 0, (0, at, 0), (1, 1, n)) for at in range(n)]  # type: ignore[arg-type]
+    chunks += [Chunk(None, 0, (1, 0, at), (1, n, 1)) for at in range(n)]  # type: ignore[arg-type]
+    tensor = StoredTensor("U8", (2, n, n), tuple(chunks))
+    assert assemble(LazyTensor, "x", tensor).dims == (2, n, n)  # the axis that sets them apart comes first
+    turned = [Chunk(None, 0, (c.starts[1], c.starts[2], c.starts[0]), (c.sizes[1], c.sizes[2], 1)) for c in chunks]  # type: ignore[arg-type]
+    with pytest.raises(UnsupportedCheckpointError, match="lie across each other, which takes too many cuts"):
+        assemble(LazyTensor, "x", StoredTensor("U8", (n, n, 2), tuple(turned)))

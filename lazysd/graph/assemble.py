@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from ..formats.base import Chunk, StoredTensor
 
 N = TypeVar("N", bound=Node)
+MOST_CUTS = 64  # for each part: real saves cut none, or each a few times
 
 
 def assemble(kind: type[N], key: str, tensor: StoredTensor) -> N:
@@ -47,7 +48,9 @@ def assemble(kind: type[N], key: str, tensor: StoredTensor) -> N:
         raise FormatError(
             f"{show(key)}: its {len(parts)} parts do not make up {list(tensor.dims)}; was the save interrupted?"
         )
-    return _joined(parts, 0) if parts else kind(Full(0.0), (), tensor.dims, tensor.code)
+    if not parts:
+        return kind(Full(0.0), (), tensor.dims, tensor.code)
+    return _Joiner(key, MOST_CUTS * len(parts)).join(parts, 0)
 
 
 def _part(kind: type[N], key: str, code: str, chunk: Chunk) -> N:
@@ -80,17 +83,33 @@ def _part(kind: type[N], key: str, code: str, chunk: Chunk) -> N:
     return reshape(build(Permute(natural), (found,)), dims)
 
 
-def _joined(parts: Sequence[tuple[Box, N]], axis: int) -> N:
-    """Parts that tile a box, put together axis by axis; one that several rows of others meet is cut where they meet."""
-    if len(parts) == 1:
-        return parts[0][1]
-    bounds = sorted({bound for box, _ in parts for bound in (box[axis].start, box[axis].stop)})
-    rows: dict[tuple[int, int], list[tuple[Box, N]]] = {cut: [] for cut in pairwise(bounds)}
-    place = {bound: number for number, bound in enumerate(bounds)}
-    for box, node in parts:
-        here = box[axis]
-        for low, high in pairwise(bounds[place[here.start] : place[here.stop] + 1]):
-            inside = tuple(range(len(other)) for other in box)
-            cut = (*inside[:axis], range(low - here.start, high - here.start), *inside[axis + 1 :])
-            rows[low, high].append(((*box[:axis], range(low, high), *box[axis + 1 :]), slice_(node, cut)))
-    return concat(tuple(_joined(row, axis + 1) for row in rows.values()), axis)
+class _Joiner:
+    """Puts parts that tile a box together, axis by axis; what several rows of others meet is cut where they meet."""
+
+    def __init__(self, key: str, most: int):
+        self.key, self.left = key, most  # cuts that are still allowed: they may be many more than the parts
+
+    def join(self, parts: Sequence[tuple[Box, N]], axis: int) -> N:
+        """The parts as one node; they differ from `axis` on."""
+        if len(parts) == 1:
+            return parts[0][1]
+        rows = self._rows(parts, axis)
+        return concat(tuple(self.join(row, axis + 1) for row in rows), axis)
+
+    def _rows(self, parts: Sequence[tuple[Box, N]], axis: int) -> list[list[tuple[Box, N]]]:
+        bounds = sorted({bound for box, _ in parts for bound in (box[axis].start, box[axis].stop)})
+        rows: dict[tuple[int, int], list[tuple[Box, N]]] = {cut: [] for cut in pairwise(bounds)}
+        place = {bound: number for number, bound in enumerate(bounds)}
+        for box, node in parts:
+            here = box[axis]
+            for low, high in pairwise(bounds[place[here.start] : place[here.stop] + 1]):
+                inside = tuple(range(len(other)) for other in box)
+                cut = (*inside[:axis], range(low - here.start, high - here.start), *inside[axis + 1 :])
+                rows[low, high].append(((*box[:axis], range(low, high), *box[axis + 1 :]), slice_(node, cut)))
+                self.left -= 1
+                if self.left < 0:
+                    raise UnsupportedCheckpointError(
+                        f"{show(self.key)}: its parts lie across each other, which takes too many cuts; save it again "
+                        "with parts that lie side by side"
+                    )
+        return list(rows.values())
