@@ -282,3 +282,14 @@ def test_inspect_says_why(tmp_path: Path, capsys: pytest.CaptureFixture[str]) ->
         assert main(["inspect", str(folder)]) == 0
         (line,) = [line for line in capsys.readouterr().out.splitlines() if line.startswith("because")]
         assert expected in line
+
+
+def test_where_a_second_kind_of_experts_starts_has_to_be_known() -> None:
+    """ERNIE 4.5 VL: text and vision experts in one list. Without their number nothing is guessed, nor left out."""
+    fused = {
+        f"model.language_model.layers.0.mlp.{kind}_moe.experts.{name}": noise(dims)
+        for kind in ("text", "vision")
+        for name, dims in (("gate_up_proj", (3, 10, 4)), ("down_proj", (3, 4, 5)))
+    }
+    with pytest.raises(LayoutError, match=r"where the second kind starts is not known; state .*moe_num_experts"):
+        lazies(fused).convert("hf", source="hf-fused", family="ernie4_5_vl_moe")

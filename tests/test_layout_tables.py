@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -218,3 +219,12 @@ def test_rows_of_every_pair_can_be_drawn() -> None:
                 assert left
                 assert right
             assert isinstance(layout, Layout)
+
+
+def test_the_examples_of_the_document_work(tmp_path: Path) -> None:
+    text = (Path(__file__).parent.parent / "docs" / "layouts.md").read_text(encoding="utf-8")
+    blocks = re.findall(r"^```toml\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
+    assert TEN_LINES in blocks
+    for block in blocks:
+        assert lazysd.layouts.load(saved(tmp_path, block))
+    assert {"kernel", "kernel2"} <= set(lazysd.layouts.names("qwen3_moe"))

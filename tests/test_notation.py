@@ -160,11 +160,11 @@ def test_the_most_specific_rename_counts() -> None:
     rules = [
         Rule("a.{rest:**}", "b.{rest:**}", rename=True),
         Rule("a.x.{rest:**}", "c.{rest:**}", rename=True),
-        Rule("a.e.{e}.w", "b.experts", "[e] i -> e i"),
+        Rule("a.e.{e}.w", "b.experts.all", "[e] i -> e i"),
     ]
     experts = [noise((3,), seed=n) for n in range(11)]
     hub = {"a.y": noise((1,)), "a.x.y": noise((2,))} | {f"a.e.{n}.w": experts[n] for n in range(11)}
-    expected = {"b.y": hub["a.y"], "c.y": hub["a.x.y"], "b.experts": torch.stack(experts)}
+    expected = {"b.y": hub["a.y"], "c.y": hub["a.x.y"], "b.experts.all": torch.stack(experts)}
     both_ways(rules, hub, expected)
     with pytest.raises(LayoutError, match="would read back as something else"):
         both_ways(

@@ -17,6 +17,7 @@ FAMILY = Family(
         "nemo": Speech(
             at=NEMO + "experts.",
             renames=(
+                (HUB + "gate.weight", NEMO + "gate.weight"),
                 (HUB + "router_bias", NEMO + "gate.e_score_correction_bias"),
                 ("model." + INSIDE, "model.language_model." + INSIDE),
                 ("vision_model.{rest:**}", "model.vision_model.{rest:**}"),

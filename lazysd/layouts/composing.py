@@ -16,6 +16,8 @@ class Straight(NamedTuple):
 
     table: Table
     near: list[Neighbour]
+    back: tuple[Rule, ...] = ()  # of the origin, for keys that the joined rules say nothing of: to the hub,
+    on: tuple[Rule, ...] = ()  # and of the target: from there
 
 
 def compose(origin: Layout, target: Layout, tensors: Mapping[str, LazyTensor]) -> Straight | None:
@@ -39,15 +41,18 @@ def compose(origin: Layout, target: Layout, tensors: Mapping[str, LazyTensor]) -
             counts |= {
                 axis: len(here.target.words[axis]) for axis in here.target_side.keys if axis in here.target.words
             }
-        elif any(rule.ends(False).template.match(key) for key in tensors):
+        elif not rule.rename and any(rule.ends(False).template.match(key) for key in tensors):
             return None
-    for rule in target.rules:
-        if _hub(rule) not in met and any(rule.ends(True).template.match(key) for key in tensors):
-            return None
+    on = tuple(rule for rule in target.rules if _hub(rule) not in met)
+    if any(rule.ends(True).template.match(key) for rule in on if not rule.rename for key in tensors):
+        return None
+    back = tuple(rule for rule in origin.rules if _hub(rule) not in met)
     near = neighbourhoods([rule.ends(False) for rule in origin.rules] + [rule.ends(True) for rule in target.rules])
     refuses = {**origin.refuses, **target.refuses}
     beside = (*origin.beside, *target.beside)
-    return Straight(Table(f"{origin.name} to {target.name}", tuple(ends), refuses, beside, counts=counts), near)
+    return Straight(
+        Table(f"{origin.name} to {target.name}", tuple(ends), refuses, beside, counts=counts), near, back, on
+    )
 
 
 def _hub(rule: Rule) -> tuple[str, str]:

@@ -82,16 +82,16 @@ def group_keys(
     grouped = Grouped({}, [])
     strangers: list[str] = []
     near = list(near)
-    beside = [parse_key(text) for text in table.beside]
+    beside = [parse_key(text) for text in table.beside if not parse_key(text).is_broad]
     refused = [parse_key(text) for text in table.refuses if "{" in text]
     for key, node in tensors.items():
         claim = table.claims(key, sizes)
-        if claim is None:
-            if any(text in key and regex.fullmatch(key) for text, regex in near):
-                if not any(template.match(key) for template in beside):
-                    strangers.append(key)
-            elif any(template.match(key) for template in refused):
+        if claim is None or _is_broad(table.ends[claim[0]]):
+            stands_near = any(text in key and regex.fullmatch(key) for text, regex in near)
+            known = any(template.match(key) for template in (beside if stands_near else refused))
+            if stands_near != known:
                 strangers.append(key)
+        if claim is None:
             grouped.order.append(key)
             continue
         number, fields = claim
@@ -110,6 +110,11 @@ def group_keys(
     if strangers:
         refuse(strangers, table)
     return grouped
+
+
+def _is_broad(end: End) -> bool:
+    """Whether a rename covers whole modules, and so says nothing of a single key in them."""
+    return end.rule.rename and end.template.is_broad
 
 
 def _index(number: int, axis: str, words: Mapping[str, object], table: Table) -> int:

@@ -65,6 +65,11 @@ class KeyTemplate:
         """The key with these fields."""
         return "".join([token.text if token.kind == "literal" else fields[token.text] for token in self.tokens])
 
+    @property
+    def is_broad(self) -> bool:
+        """Whether it holds a field of any text, and so covers keys that nobody had in mind."""
+        return any(token.kind == "text" for token in self.tokens)
+
     def kind(self, name: str) -> str:
         """What a field may be: "prefix", "number", "words", "name" or "text"."""
         return next(token.kind for token in self.tokens if token.kind != "literal" and token.text == name)

@@ -93,7 +93,18 @@ def apply_composed(
     tensors: Mapping[str, LazyTensor], straight: Straight, sizes: Mapping[str, int], firsts: Mapping[str, int]
 ) -> dict[str, LazyTensor]:
     """Rewrite keys through the joined rules of two layouts; as apply()."""
-    return apply_table(tensors, replace(straight.table, firsts=firsts), sizes, straight.near)
+    table = replace(straight.table, firsts=firsts)
+    if not straight.back and not straight.on:
+        return apply_table(tensors, table, sizes, straight.near)
+    mine = {key: node for key, node in tensors.items() if table.claims(key, sizes) is not None}
+    made = apply_table(mine, table, sizes, ())
+    rest: Mapping[str, LazyTensor] = {key: node for key, node in tensors.items() if key not in mine}
+    for rules, forward in ((straight.back, False), (straight.on, True)):
+        ends = tuple(rule.ends(forward) for rule in rules)
+        rest = apply_table(rest, replace(table, ends=ends), sizes, straight.near)
+    if twice := next((key for key in rest if key in made), None):
+        raise LayoutError(f"{shown(twice)} would be made of experts and of another tensor; leave one of them out")
+    return {**made, **rest}
 
 
 def _check_way_back(
