@@ -11,10 +11,9 @@ from typing import Any, NamedTuple
 
 import torch
 
-from .graph.base import pieces
-from .graph.boxes import box_dims, full_box, row_major
-from .graph.compute import Computed
+from .graph.boxes import row_major
 from .graph.leaves import FileRange
+from .graph.walk import below, pieces_of
 from .mesh.tensors import LazyDTensor
 from .move.materialize import FILLED_DEVICES, fill_into
 from .sizes import parse_size
@@ -199,18 +198,12 @@ def in_file_order(tensors: Mapping[str, LazyTensor], paths: Sequence[str]) -> li
 def _first_byte(node: LazyTensor, numbers: Mapping[str, int], unknown: int) -> tuple[int, str, int] | None:
     node = node.local if isinstance(node, LazyDTensor) else node
     first: tuple[int, str, int] | None = None
-    todo = list(pieces(node, full_box(node.dims), 0, row_major(node.dims)))
-    while todo:
-        piece = todo.pop()
-        op = piece.node.op
-        if isinstance(op, FileRange):
+    for piece in below(pieces_of(node)):
+        if isinstance(op := piece.node.op, FileRange):
             pitches = row_major(piece.node.dims)
             at = sum(axis[0] * pitch for axis, pitch in zip(piece.box, pitches, strict=True))
             path = op.file.path
             number = numbers.get(path, unknown)
             found = (number, path if number == unknown else "", op.offset + at * piece.node.itemsize)
             first = found if first is None else min(first, found)
-        elif isinstance(op, Computed):
-            for below, box in op.operands(piece.node, piece.box):
-                todo.extend(pieces(below, box, 0, row_major(box_dims(box))))
     return first

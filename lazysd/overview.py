@@ -12,10 +12,10 @@ from . import layouts
 from .checkpoint import Checkpoint
 from .display.layers import irregular_layers
 from .errors import LazysdError
-from .graph.base import pieces
 from .graph.boxes import full_box, row_major
 from .graph.leaves import FileRange
 from .graph.node import Node
+from .graph.walk import pieces
 from .peft.holding import adapter_summary
 from .quant import registry
 

@@ -12,12 +12,12 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from . import dtypes
 from .errors import MemoryBudgetError
-from .graph.base import pieces
 from .graph.boxes import Box, box_dims, full_box, tiles
 from .graph.compute import Computed
 from .graph.node import Node
+from .graph.walk import pieces, pieces_of
 from .move import workers
-from .move.tiling import glue, pieces_of, tile_limit
+from .move.tiling import glue, tile_limit
 from .sizes import format_nbytes, parse_size
 
 if TYPE_CHECKING:

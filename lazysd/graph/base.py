@@ -1,4 +1,4 @@
-"""What every op is: the base classes, the request that walks down a graph, and the walk itself."""
+"""What every op is: the base classes, and the request that walks down a graph (walk.py walks)."""
 
 from __future__ import annotations
 
@@ -50,17 +50,3 @@ class Leaf(Op):
 
     def infer(self, inputs: Inputs) -> tuple[Dims, str]:
         raise TypeError(f"{type(self).__name__} has no inputs; build the node with its shape and dtype")
-
-
-def pieces(node: Node, box: Box, offset: int, strides: Dims) -> Iterator[Piece]:
-    """Follow a request through structural ops down to leaves and computed nodes. Iterative; reads nothing."""
-    stack = [Piece(node, box, offset, strides)]
-    while stack:
-        piece = stack.pop()
-        if not all(piece.box):
-            continue
-        op = piece.node.op
-        if isinstance(op, Structural):
-            stack.extend(reversed(list(op.route(piece))))
-        else:
-            yield piece

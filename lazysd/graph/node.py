@@ -12,6 +12,8 @@ from .boxes import Dims
 if TYPE_CHECKING:
     from .base import Op
 
+MAX_PICKLED_DEPTH = 100  # of a graph that is pickled node by node, which keeps what several tensors share
+
 
 class Node:
     """An op over inputs, with the shape and dtype of the result. Ops, rewrites, plans and the mover see nothing more.
@@ -60,6 +62,10 @@ class Node:
         return self  # immutable, so a copy would be the same node
 
     def __reduce__(self) -> Any:
+        from . import spec, walk
+
+        if walk.is_deeper(self, MAX_PICKLED_DEPTH):  # pickle recurses over inputs
+            return spec.rebuild, (spec.flatten(self),)
         return type(self), (self.op, self.inputs, self.dims, self.code)
 
     def __repr__(self) -> str:

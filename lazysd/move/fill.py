@@ -14,11 +14,12 @@ from typing import Any, NamedTuple
 import torch
 
 from .. import dtypes
-from ..graph.base import Piece, pieces
+from ..graph.base import Piece
 from ..graph.boxes import Box, box_dims, full_box, is_dense, row_major
 from ..graph.compute import Computed
 from ..graph.leaves import FileRange, Full, InMemory
 from ..graph.node import Node
+from ..graph.walk import pieces
 from .blocks import blocks, run_of
 from .device import Lane, copy_strided, lane_for, transposable_blocks
 from .tiling import compute_tiles

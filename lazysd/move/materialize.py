@@ -7,13 +7,13 @@ from math import prod
 from typing import TYPE_CHECKING, Any
 
 from .. import dtypes
-from ..graph.base import Piece, pieces
+from ..graph.base import Piece
 from ..graph.boxes import Box, box_dims, full_box, row_major, tiles
-from ..graph.compute import Computed
 from ..graph.leaves import FileRange
 from ..graph.node import Node
 from ..graph.rewrite import cast
 from ..graph.sharded import Sharded
+from ..graph.walk import below, pieces
 from . import workers
 from .blocks import HOST_BLOCK_NBYTES, byte_ranges
 from .tiling import compute_tiles, tile_limit
@@ -29,18 +29,11 @@ PARALLEL_MIN_NBYTES = 4 << 20
 
 def source_ranges(wanted: Iterable[Piece], exact: bool = False) -> Iterator[tuple[FileRange, int, int]]:
     """(leaf, offset in the file, nbytes) of every read that filling the pieces takes, in order. Reads nothing."""
-    stack = list(wanted)
-    while stack:
-        piece = stack.pop()
-        op = piece.node.op
-        if isinstance(op, FileRange):
+    for piece in below(wanted, compute_tiles):  # gaps between tiles are not read
+        if isinstance(op := piece.node.op, FileRange):
             dims, itemsize = piece.node.dims, piece.node.itemsize
             for offset, nbytes in byte_ranges(piece.box, dims, itemsize, HOST_BLOCK_NBYTES, exact, op.file.cost):
                 yield op, op.offset + offset, nbytes
-        elif isinstance(op, Computed):
-            for part in compute_tiles(piece):  # as the mover cuts it: gaps between tiles are not read
-                for node, box in op.operands(part.node, part.box):
-                    stack.extend(pieces(node, box, 0, row_major(box_dims(box))))
 
 
 def reads(node: Node) -> list[tuple[str, int, int]]:

@@ -7,12 +7,10 @@ from typing import Any
 import torch
 
 from .. import dtypes
-from ..graph.base import pieces
-from ..graph.boxes import box_dims, full_box, row_major
-from ..graph.compute import Computed
 from ..graph.leaves import InMemory
 from ..graph.node import Node
 from ..graph.rewrite import cast, slice_
+from ..graph.walk import below, pieces_of
 from .materialize import FILLED_DEVICES, fill_into, materialize
 
 
@@ -75,17 +73,12 @@ def reads_from(node: Node, target: torch.Tensor) -> bool:
     if target.device.type == "meta":
         return False
     held = _addresses(target)
-    todo = list(pieces(node, full_box(node.dims), 0, row_major(node.dims)))
-    while todo:
-        piece = todo.pop()
+    for piece in below(pieces_of(node)):
         op = piece.node.op
         if isinstance(op, InMemory) and (source := op.values()).device == target.device:
             read = _addresses(source)
             if read.start < held.stop and held.start < read.stop:
                 return True
-        if isinstance(op, Computed):
-            for below, box in op.operands(piece.node, piece.box):
-                todo.extend(pieces(below, box, 0, row_major(box_dims(box))))
     return False
 
 

@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterable
 from math import prod
 
-from ..graph.base import Piece, pieces
-from ..graph.boxes import Box, box_dims, row_major, tiles
+from ..graph.base import Piece
+from ..graph.boxes import Box, box_dims, tiles
 from ..graph.compute import Computed
 from ..graph.leaves import FileRange
 from ..graph.node import Node
+from ..graph.walk import pieces_of
 from .blocks import run_of
 
 COMPUTE_TILE_NBYTES = 4 << 20  # float32 working set of a computed tile is a few times this
@@ -23,11 +24,6 @@ def is_gappy(wanted: Iterable[Piece], exact: bool = False) -> bool:
             if run.hull * run.num_hulls > prod(box_dims(piece.box)):
                 return True
     return False
-
-
-def pieces_of(node: Node, box: Box, offset: int = 0) -> list[Piece]:
-    """The pieces that fill a row-major destination with a box."""
-    return list(pieces(node, box, offset, row_major(box_dims(box))))
 
 
 def tile_limit(node: Node, box: Box, preferred_nbytes: int, most_nbytes: int) -> int:

@@ -15,8 +15,9 @@ from ..graph.base import Piece
 from ..graph.boxes import Box, box_dims, full_box, tiles
 from ..graph.leaves import FileRange, InMemory
 from ..graph.node import Node
+from ..graph.walk import nodes, pieces_of
 from ..move.materialize import source_ranges
-from ..move.tiling import glue, is_gappy, pieces_of, tile_limit
+from ..move.tiling import glue, is_gappy, tile_limit
 
 PREFERRED_TILE_NBYTES = 8 << 20  # of output that one worker makes at a time, if the source's rows allow
 
@@ -230,33 +231,28 @@ def digest(shards: Iterable[Shard]) -> str:
         state.update(f"|{shard.name}|{shard.nbytes}".encode())
         for offset, piece in shard.around([0] * shard.num_targets):
             state.update(f"|{offset}|".encode() + piece)
-    for node, number, is_new in _nodes(shards):
-        state.update((_fingerprint(node) if is_new else f"={number}").encode("utf-8", "surrogateescape"))
+    place: dict[int, int] = {}
+    for node in nodes(_roots(shards)):
+        place[id(node)] = len(place)
+        inputs = ",".join(str(place[id(part)]) for part in node.inputs)
+        state.update(f"{_fingerprint(node)}<{inputs}>".encode("utf-8", "surrogateescape"))
+    state.update(",".join(str(place[id(root)]) for root in _roots(shards)).encode())
     return state.hexdigest()
 
 
 def source_files(shards: Iterable[Shard]) -> list[Any]:
     """Every file that the shards are made from (stores.local.SourceFile)."""
-    return list(dict.fromkeys(node.op.file for node, _, _ in _nodes(shards) if isinstance(node.op, FileRange)))
+    return list(dict.fromkeys(node.op.file for node in nodes(_roots(shards)) if isinstance(node.op, FileRange)))
 
 
 def reads_memory(shards: Iterable[Shard]) -> bool:
     """Whether tensors in memory are among the sources: unlike a file, nothing tells that one has been written to."""
-    return any(isinstance(node.op, InMemory) for node, _, _ in _nodes(shards))
+    return any(isinstance(node.op, InMemory) for node in nodes(_roots(shards)))
 
 
-def _nodes(shards: Iterable[Shard]) -> Iterator[tuple[Node, int, bool]]:
-    """Every node below the targets, in an order that only the graph decides: (node, number, whether it is new)."""
-    seen: dict[int, int] = {}
-    for shard in shards:
-        for target in shard.targets:
-            stack = [target.node]
-            while stack:
-                node = stack.pop()
-                is_new = id(node) not in seen
-                yield node, seen.setdefault(id(node), len(seen)), is_new
-                if is_new:
-                    stack.extend(node.inputs)
+def _roots(shards: Iterable[Shard]) -> Iterator[Node]:
+    """The nodes of all targets, in the order of the files."""
+    return (target.node for shard in shards for target in shard.targets)
 
 
 def _fingerprint(node: Node) -> str:

@@ -18,8 +18,8 @@ from ..graph.building import many_nodes
 from ..graph.compute import Computed
 from ..graph.leaves import FileRange, InMemory
 from ..graph.node import Node
+from ..graph.walk import below
 from ..move import workers as crew
-from ..move.tiling import pieces_of
 from ..sizes import format_nbytes, parse_size
 from ..tensor.cache import uncached
 from ..tensor.lazy import LazyTensor
@@ -216,9 +216,7 @@ class _Proof:
             raise LayoutError(
                 f"{key}: {count} of {node.numel()} elements have a source; this is a bug in an op's route"
             )
-        stack = list(found)
-        while stack:
-            piece = stack.pop()
+        for piece in below(found):
             op = piece.node.op
             if isinstance(op, Computed):
                 self.computed = True
@@ -226,8 +224,6 @@ class _Proof:
                     self.lossy[what] = self.lossy.get(what, 0) + 1
                 if what := op.confuses(piece.node):
                     self.confused[what] = self.confused.get(what, 0) + 1
-                for operand, box in op.operands(piece.node, piece.box):
-                    stack.extend(pieces_of(operand, box))
             elif isinstance(op, (FileRange, InMemory)):
                 self.leaves[id(piece.node)] = piece.node
                 self.boxes.setdefault(id(piece.node), []).append(piece.box)

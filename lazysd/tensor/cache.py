@@ -22,6 +22,7 @@ from ..graph.compute import Computed
 from ..graph.leaves import InMemory
 from ..graph.node import Node
 from ..graph.sharded import Sharded
+from ..graph.walk import nodes
 from ..sizes import parse_size
 from .lazy import LazyTensor
 
@@ -182,17 +183,8 @@ def uncached(tensors: Mapping[str, LazyTensor]) -> Mapping[str, LazyTensor]:
     if not _stores:
         return tensors
     done: dict[int, LazyTensor] = {}
-    for root in tensors.values():
-        stack = [root]
-        while stack:
-            node = stack[-1]
-            waiting = [below for below in node.inputs if id(below) not in done]
-            if waiting and id(node) not in done:
-                stack.extend(waiting)
-                continue
-            stack.pop()
-            if id(node) not in done:
-                done[id(node)] = _over(node, tuple(done[id(below)] for below in node.inputs))
+    for node in nodes(tensors.values()):
+        done[id(node)] = _over(node, tuple(done[id(part)] for part in node.inputs))
     return {key: done[id(node)] for key, node in tensors.items()}
 
 

@@ -11,9 +11,9 @@ from hypothesis import strategies as st
 
 import lazysd
 from lazysd import dtypes
-from lazysd.graph.base import pieces
 from lazysd.graph.boxes import box_dims, full_box, row_major
 from lazysd.graph.leaves import FileRange
+from lazysd.graph.walk import pieces
 from lazysd.tensor.lazy import LazyTensor
 from lazysd.testing import Drawn, lazy_tensors, slices
 from lazysd.testing.comparing import bits_of

@@ -1,0 +1,80 @@
+"""The walks over a graph: a request down to its leaves, on through what is computed, and every node once.
+
+All are iterative: a graph may be as deep as there are ops in a program, far deeper than Python's stack.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from typing import TypeVar
+
+from .base import Piece, Structural
+from .boxes import Box, Dims, box_dims, full_box, row_major
+from .compute import Computed
+from .node import Node
+
+N = TypeVar("N", bound=Node)
+
+
+def pieces(node: Node, box: Box, offset: int, strides: Dims) -> Iterator[Piece]:
+    """Follow a request through structural ops down to leaves and computed nodes. Reads nothing."""
+    stack = [Piece(node, box, offset, strides)]
+    while stack:
+        piece = stack.pop()
+        if not all(piece.box):
+            continue
+        op = piece.node.op
+        if isinstance(op, Structural):
+            stack.extend(reversed(list(op.route(piece))))
+        else:
+            yield piece
+
+
+def pieces_of(node: Node, box: Box | None = None, offset: int = 0) -> list[Piece]:
+    """The pieces that fill a row-major destination with a box, or with the whole."""
+    box = full_box(node.dims) if box is None else box
+    return list(pieces(node, box, offset, row_major(box_dims(box))))
+
+
+def below(wanted: Iterable[Piece], cut: Callable[[Piece], Iterable[Piece]] = lambda piece: (piece,)) -> Iterator[Piece]:
+    """Every piece that filling `wanted` needs, on through computed nodes: leaves, and computed nodes before theirs.
+
+    Args:
+        wanted: pieces at leaves and computed nodes, as pieces() gives them.
+        cut: how the mover cuts a piece of a computed node before it asks for operands.
+    """
+    stack = list(wanted)
+    while stack:
+        piece = stack.pop()
+        yield piece
+        if isinstance(op := piece.node.op, Computed):
+            for part in cut(piece):
+                for node, box in op.operands(part.node, part.box):
+                    stack.extend(pieces(node, box, 0, row_major(box_dims(box))))
+
+
+def nodes(roots: Iterable[N]) -> Iterator[N]:
+    """Every node of the graphs once, inputs before what is made of them, in an order that only the graphs decide."""
+    done: set[int] = set()
+    for root in roots:
+        stack = [root]
+        while stack:
+            node = stack[-1]
+            waiting = [part for part in node.inputs if id(part) not in done]
+            if waiting and id(node) not in done:
+                stack.extend(reversed(waiting))
+                continue
+            stack.pop()
+            if id(node) not in done:
+                done.add(id(node))
+                yield node
+
+
+def is_deeper(root: Node, limit: int) -> bool:
+    """Whether more than `limit` nodes lie on some way down."""
+    level = [root]
+    for _ in range(limit):
+        level = list({id(part): part for node in level for part in node.inputs}.values())
+        if not level:
+            return False
+    return True
