@@ -144,6 +144,7 @@ def _drawn(
     if scenery is True and draw(st.integers(0, 5), label="nothing beside the experts") == 0:
         scenery = False
     renaming = [rule for known in layouts.all_layouts(family) for rule in known.rules if rule.rename]
+    renaming.sort(key=lambda rule: "..." in rule.axes)  # one that says the axes of a key decides its shape
     elsewhere = [layouts.parse_key(rule.to) for rule in renaming]  # names that only other layouts have
     beside = list(_scenery(prefix, numbers, drawn, draw, scenery == ALWAYS)) if scenery else []
     beside = [item for item in beside if not any(template.match(item[0]) for template in elsewhere)]
