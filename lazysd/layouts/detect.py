@@ -149,7 +149,7 @@ def _elsewhere(layout: Layout, families: list[str], evidence: Evidence) -> str |
         key = evidence.first(template)
         if key is None or not any(literal in key and regex.fullmatch(key) for literal, regex in near):
             continue
-        if not any(own.match(key) for own in layout.own_keys):
+        if all(own.match(key) is None for own in layout.own_keys):
             return f"{key} is of no rule"
     return None
 

@@ -31,7 +31,9 @@ class Evidence:
     def first(self, template: KeyTemplate) -> str | None:
         """A key of a template."""
         if template.text not in self._seen:
-            self._seen[template.text] = next((key for key in self.kinds.values() if template.match(key)), None)
+            self._seen[template.text] = next(
+                (key for key in self.kinds.values() if template.match(key) is not None), None
+            )
         return self._seen[template.text]
 
     def matched(self, templates: Iterable[KeyTemplate]) -> dict[str, str]:
@@ -39,7 +41,7 @@ class Evidence:
         found: dict[str, str] = {}
         spelt: set[str] = set()
         for template in sorted(templates, key=lambda template: "prefix" in template.fields):
-            keys = [key for key in self.kinds.values() if key not in spelt and template.match(key)]
+            keys = [key for key in self.kinds.values() if key not in spelt and template.match(key) is not None]
             if keys:
                 found[template.text] = keys[0]
             if "prefix" not in template.fields:
