@@ -20,7 +20,8 @@ transformers = pytest.importorskip("transformers")
 FAMILY_OF = {"qwen3_5_moe_text": "qwen3_5_moe", "llama4_text": "llama4", "gemma4_text": "gemma4"}
 DISK_IS_MEMORY = {  # their files are what transformers holds, key by key
     "gpt_oss", "openai_privacy_filter", "mistral4", "zaya", "granitemoe_swa", "gemma4_text", "dbrx", "llama4",
-    "llama4_text", "qwen3_vl_moe",
+    "llama4_text", "qwen3_vl_moe", "jetmoe",
+    "switch_transformers", "nllb-moe",
 }  # fmt: skip
 NO_FUSED = {"kimi_k25": "wqkv", "step3p7": "vision tower"}  # refused, and what the reason names
 
@@ -86,7 +87,7 @@ def without_last(model: Saved) -> dict[str, torch.Tensor]:
     """The state dict lacking its last expert: its own tensors, or the last of a stack."""
     kept = {}
     for key, tensor in model.disk.items():
-        if re.search(rf"experts\.{LAST}\.", key):
+        if re.search(rf"experts\.(expert_)?{LAST}\.", key):
             continue
         stacked = re.search(r"(experts\.|_linear\.weight$|moe\.(gate|up|down)_proj)", key) and tensor.ndim > 1
         if stacked and tensor.shape[0] == NUM_EXPERTS and "router" not in key:

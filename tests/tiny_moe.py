@@ -171,6 +171,54 @@ MODELS: dict[str, dict[str, Any]] = {
     },
     "step3p7": {"text_config": {"moe_layers_enum": [1], "share_expert_dim": 7}},
     "zaya": {"": {"num_experts_per_tok": 1}},
+    "beam": {"": {"mlp_layer_types": ["dense", "sparse"]}},
+    "flint": {"": {"mlp_only_layers": [0]}},
+    "jetmoe": {"": {"kv_channels": 8}},
+    "switch_transformers": {
+        "": {
+            "num_layers": 2,
+            "num_sparse_encoder_layers": 1,
+            "num_decoder_layers": 2,
+            "num_sparse_decoder_layers": 1,
+            "d_kv": 8,
+            "d_ff": INNER,
+            "tie_word_embeddings": False,
+        },
+        "class": "SwitchTransformersForConditionalGeneration",
+    },
+    "nllb-moe": {
+        "": {
+            "encoder_sparse_step": 1,
+            "decoder_sparse_step": 1,
+            "decoder_layers": 1,
+            "decoder_attention_heads": 2,
+            "encoder_ffn_dim": INNER,
+            "decoder_ffn_dim": INNER,
+            "tie_word_embeddings": False,
+        },
+        "class": "NllbMoeForConditionalGeneration",
+    },
+    "unlimited_ocr": {
+        "sam_config": {
+            "hidden_size": 8,
+            "num_attention_heads": 2,
+            "output_channels": 4,
+            "mlp_dim": 6,
+            "downsample_channels": (5, 7),
+            "window_size": 2,
+            "global_attn_indexes": (1,),
+        },
+    },
+    "glm5_next": {
+        "text_config": {
+            "index_kpool": 2,
+            "index_topk": 16,
+            "qk_rope_head_dim": 0,
+            "linear_head_dim": 8,
+            "linear_num_heads": 2,
+            "mlp_layer_types": ["dense", "sparse"],
+        },
+    },
     "qwen4_exp": {"class": "Qwen4ExpForConditionalGeneration"},
 }
 

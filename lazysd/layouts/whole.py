@@ -15,8 +15,8 @@ Fixed = tuple[tuple[str, str], ...]  # the fields that all keys of a group share
 def check_layers(ends: Sequence[End], groups: Iterable[tuple[int, Fixed]]) -> None:
     """Raise MissingExpertsError where layers of a stack of experts differ in the weights or biases they have.
 
-    What only belongs to a weight, such as a scale, may stand in some layers only. A kind of tensor that no layer has is no fault: parts of a checkpoint
-    convert too.
+    What only belongs to a weight, such as a scale, may stand in some layers only. A kind of tensor that no layer has is
+    no fault: parts of a checkpoint convert too.
     """
     places: dict[int, set[Fixed]] = {}
     for number, fixed in groups:
