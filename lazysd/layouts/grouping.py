@@ -13,6 +13,7 @@ from ..errors import LayoutError, MissingExpertsError
 from ..tensor.lazy import LazyTensor
 from .keys import KeyTemplate, parse_key
 from .rule import End
+from .whole import check_layers
 
 Group = dict[tuple[int, ...], tuple[str, LazyTensor]]  # index along the key axes -> key, node
 GroupId = tuple[int, tuple[tuple[str, str], ...]]  # number of the rule, the fields that all keys of a group share
@@ -88,7 +89,7 @@ def group_keys(
         claim = table.claims(key, sizes)
         if claim is None or _is_broad(table.ends[claim[0]]):
             stands_near = any(text in key and regex.fullmatch(key) for text, regex in near)
-            known = any(template.match(key) for template in (beside if stands_near else refused))
+            known = any(template.match(key) is not None for template in (beside if stands_near else refused))
             if stands_near != known:
                 strangers.append(key)
         if claim is None:
@@ -109,6 +110,7 @@ def group_keys(
         group[index] = (key, node)
     if strangers:
         refuse(strangers, table)
+    check_layers(table.ends, grouped.groups)
     return grouped
 
 

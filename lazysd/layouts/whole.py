@@ -46,5 +46,5 @@ def _refuse(
 
     there = next(other for other in numbers if fixed in places[other])
     raise MissingExpertsError(
-        f"{shown(number)}: missing, though {shown(there)} is there and other layers have both; is a shard incomplete?"
+        f"missing: {shown(number)}, though {shown(there)} is there and other layers have both; is a shard incomplete?"
     )
