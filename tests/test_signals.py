@@ -116,6 +116,7 @@ def test_a_log_gets_lines_and_a_short_run_none(
 ) -> None:
     from lazysd.save import progress
 
+    monkeypatch.setitem(sys.modules, "ipykernel", sys)  # imported by somebody, but no kernel runs here
     source = lazysd.open(golden / "qwen3_moe_tiny").convert("nemo")
     source.save(tmp_path / "short", progress=True)
     assert capsys.readouterr().err == ""

@@ -39,7 +39,13 @@ def reporter(progress: Any, label: str) -> Iterator[Callable[[int, int], None]]:
 
 def _is_watched() -> bool:
     """Whether stderr can redraw a line: a terminal, or a notebook."""
-    return sys.stderr is not None and (sys.stderr.isatty() or "ipykernel" in sys.modules)
+    return sys.stderr is not None and (sys.stderr.isatty() or _in_notebook())
+
+
+def _in_notebook() -> bool:
+    """Whether this is a kernel's own process; a program that has only imported IPython is none."""
+    shell = getattr(sys.modules.get("IPython"), "get_ipython", lambda: None)()
+    return hasattr(shell, "kernel")
 
 
 class _Bar:
