@@ -162,3 +162,15 @@ def test_the_engine_of_layouts_knows_nothing_of_adapters_and_quantisation() -> N
         if any(word in line for word in words)
     ]
     assert found == []
+
+
+def test_functions_fit_on_a_screen() -> None:
+    """Bodies of 40 lines at most, docstrings not counted; ruff counts statements and branches."""
+    long = []
+    for path in sorted(PACKAGE.rglob("*.py")):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)):
+                body = node.body[1:] if ast.get_docstring(node, clean=False) is not None else node.body
+                if body and (body[-1].end_lineno or 0) - body[0].lineno >= 40:
+                    long.append(f"{path.relative_to(ROOT)}: {node.name}")
+    assert long == []

@@ -17,22 +17,9 @@ def index(node: LazyTensor, key: Any) -> LazyTensor:
     One axis at most takes a list, mask or tensor; torch's pointwise pairing of several is refused, because its result
     is no box of the source. Raises IndexError as torch does.
     """
-    if isinstance(key, list) and not all(isinstance(item, int) or hasattr(item, "__index__") for item in key):
-        raise IndexError(f"cannot index with the list {key!r}: torch takes it for a tuple; write the tuple or a tensor")
-    keys = list(key) if isinstance(key, tuple) else [key]
-    num_axes = sum(1 for item in keys if item is not None and item is not Ellipsis)
-    if sum(item is Ellipsis for item in keys) > 1:
-        raise IndexError("an index can only have one ellipsis ('...')")
-    if num_axes > node.ndim:
-        raise IndexError(f"too many indices ({num_axes}) for tensor of {node.ndim} axes {list(node.dims)}")
-    if not any(item is Ellipsis for item in keys):
-        keys.append(Ellipsis)
-    at = next(k for k, item in enumerate(keys) if item is Ellipsis)
-    keys[at : at + 1] = [slice(None)] * (node.ndim - num_axes)
-
     box, drop, shape, rows = list(full_box(node.dims)), [], [], None
     axis = 0  # of the node
-    for item in keys:
+    for item in _one_an_axis(node, key):
         if item is None:
             shape.append(1)
             continue
@@ -58,6 +45,23 @@ def index(node: LazyTensor, key: Any) -> LazyTensor:
     if rows is not None:
         result = build(Take(*rows), (result,))
     return build(Reshape(tuple(shape)), (result,))
+
+
+def _one_an_axis(node: LazyTensor, key: Any) -> list[Any]:
+    """The items of a subscript, one for each axis of the node, and None where one is added."""
+    if isinstance(key, list) and not all(isinstance(item, int) or hasattr(item, "__index__") for item in key):
+        raise IndexError(f"cannot index with the list {key!r}: torch takes it for a tuple; write the tuple or a tensor")
+    keys = list(key) if isinstance(key, tuple) else [key]
+    num_axes = sum(1 for item in keys if item is not None and item is not Ellipsis)
+    if sum(item is Ellipsis for item in keys) > 1:
+        raise IndexError("an index can only have one ellipsis ('...')")
+    if num_axes > node.ndim:
+        raise IndexError(f"too many indices ({num_axes}) for tensor of {node.ndim} axes {list(node.dims)}")
+    if not any(item is Ellipsis for item in keys):
+        keys.append(Ellipsis)
+    at = next(k for k, item in enumerate(keys) if item is Ellipsis)
+    keys[at : at + 1] = [slice(None)] * (node.ndim - num_axes)
+    return keys
 
 
 def _as_int(item: Any) -> int | None:
