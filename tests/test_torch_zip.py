@@ -277,3 +277,15 @@ def test_bytes_in_memory(tmp_path: Path) -> None:
     held = io.BytesIO()
     torch.save({"w": torch.arange(3)}, held)
     assert_same_bytes(lazysd.open({"pytorch_model.bin": held.getvalue()}), {"w": torch.arange(3)})
+
+
+@pytest.mark.parametrize("view", ["conj", "imag of conj"])
+def test_bits_that_are_not_the_values_are_refused(tmp_path: Path, view: str) -> None:
+    """torch keeps conjugation and negation as marks beside the storage; without them the values are others."""
+    held = torch.tensor([1 + 2j, 3 - 4j])
+    tensor = held.conj() if view == "conj" else held.conj().imag
+    torch.save({"x": tensor}, tmp_path / "pytorch_model.bin")
+    with pytest.raises(UnsupportedCheckpointError, match=r"pytorch_model.bin.*marks (conj|neg): .* resolve_conj\(\)"):
+        lazysd.open(tmp_path)
+    torch.save({"x": tensor.resolve_conj().resolve_neg().clone()}, tmp_path / "pytorch_model.bin")
+    assert torch.equal(lazysd.open(tmp_path)["x"].materialize(), tensor)

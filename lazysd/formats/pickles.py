@@ -53,9 +53,20 @@ class Record:
         return self is other
 
 
+def _tensor(args: tuple[Any, ...], marks: tuple[Any, ...]) -> Name:
+    """A tensor over a storage. Raises UnsupportedCheckpointError where its values are not the bits that are stored."""
+    marked = [name for name in ("conj", "neg") for said in marks if isinstance(said, dict) and said.get(name)]
+    if marked:
+        raise UnsupportedCheckpointError(
+            f"a tensor is stored as a view that torch marks {' and '.join(marked)}: its values are not the bits in the "
+            "file; save it again after resolve_conj() and resolve_neg()"
+        )
+    return Name("tensor", args)
+
+
 TENSORS: Mapping[tuple[str, str], Any] = {
-    ("torch._utils", "_rebuild_tensor_v2"): lambda *args: Name("tensor", args[:4]),
-    ("torch._utils", "_rebuild_tensor_v3"): lambda *args: Name("tensor", (*args[:4], args[6])),
+    ("torch._utils", "_rebuild_tensor_v2"): lambda *args: _tensor(args[:4], args[6:]),
+    ("torch._utils", "_rebuild_tensor_v3"): lambda *args: _tensor((*args[:4], args[6]), args[7:]),
     ("torch._utils", "_rebuild_parameter"): lambda data, *_: data,
     ("torch", "Size"): tuple,
     ("collections", "OrderedDict"): OrderedDict,
@@ -147,8 +158,8 @@ def unpickle(data: bytes, where: str, names: Mapping[tuple[str, str], Any], step
     """
     try:
         return _Unpickler(data, where, names).load()
-    except UnsupportedCheckpointError:
-        raise
+    except UnsupportedCheckpointError as error:
+        raise UnsupportedCheckpointError(str(error) if where in str(error) else f"{where}: {error}") from None
     except Exception as error:
         raise FormatError(f"{where}: cannot be read ({type(error).__name__}: {show(str(error))}); {step}") from error
 
