@@ -15,6 +15,7 @@ from pathlib import Path
 import adapter
 import convert
 import load
+import look
 import lora_graph
 import materialize
 import merge
@@ -35,6 +36,7 @@ PARTS: dict[str, Callable[[Path, int], str]] = {
     "adapter": lambda folder, repeats: adapter.run(repeats=repeats),
     "ranks": lambda folder, repeats: ranks.run(folder, repeats=repeats),
     "lora_graph": lambda folder, repeats: lora_graph.run(repeats),
+    "look": lambda folder, repeats: look.run(folder, repeats),
     "merge": lambda folder, repeats: merge.run(folder, repeats=repeats),
 }
 NOT_RUN = """### On a GPU
