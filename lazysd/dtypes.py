@@ -73,7 +73,7 @@ def refuse_packed(code: str) -> None:
     if is_packed(code):
         raise UnsupportedCheckpointError(
             f"cannot cast to or from {code}: its values are packed into bytes and mean little without their scales; "
-            "dequantise them, or leave them out (drop(), --exclude)"
+            "dequantise them first with the tool that wrote them, or carry them as they are"
         )
 
 
