@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import copy
 import pickle
+from itertools import islice
+from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
 import lazysd
 from lazysd.graph.compute import Cast
+from lazysd.graph.leaves import Full
 from lazysd.graph.node import MAX_PICKLED_DEPTH
 from lazysd.graph.spec import flatten, rebuild
-from lazysd.graph.walk import below, is_deeper, nodes, pieces_of
+from lazysd.graph.walk import below, is_deeper, nodes, pieces, pieces_of
 from lazysd.tensor.lazy import LazyTensor
 
 DEEP = 5000
@@ -69,3 +73,23 @@ def test_deep_graphs_print_plan_and_draw() -> None:
     assert node.reads() == []
     assert len(lazysd.Checkpoint({"x": node}).plan().lossy) >= 1
     assert "<" in node._repr_html_()
+
+
+def test_strided_views_cost_what_they_ask_for() -> None:
+    """Of 2^42 rows, none but those with an element that is wanted is looked at; pieces come one by one."""
+    huge = LazyTensor(Full(0.0), (), (1 << 42, 3), "F32")
+    assert len(pieces_of(huge.flatten()[:: 1 << 40])) == 12
+    assert len(pieces_of(huge.flatten()[:: 3 << 38])) == 1
+    many = huge.flatten()[::2]
+    first = list(islice(pieces(many, (range(1 << 41),), 0, (1,)), 5))
+    assert [piece.box for piece in first[:2]] == [(range(1), range(0, 4, 2)), (range(1, 2), range(1, 3, 2))]
+
+
+def test_a_strided_view_of_a_reshape_is_torchs(tmp_path: Path) -> None:
+    tensor = torch.arange(3 * 1000 * 5).view(1000, 5, 3)
+    save_file({"x": tensor}, tmp_path / "x.safetensors")
+    lazy = lazysd.open(tmp_path / "x.safetensors")["x"]
+    for step in (2, 3, 4, 15, 16, 30, 45, 1000):
+        for start in (0, 1, 14, 77):
+            assert torch.equal(lazy.flatten()[start::step].materialize(), tensor.flatten()[start::step])
+            assert torch.equal(lazy.reshape(-1, 3)[start::step].materialize(), tensor.reshape(-1, 3)[start::step])

@@ -195,12 +195,14 @@ def fold_boxes(flat: range, dims: Dims, offset: int, stride: int) -> Iterator[tu
             done = whole * pitch
             work.append((part[done:], rest, at + done * stride, head, head_strides))
             continue
-        pieces: list[tuple[range, Dims, int, Box, Dims]] = []
-        stop_row = first + 1 if part.step == 1 else last + 1
-        for row in range(first, stop_row):
-            begin, inside = clip(part, row * pitch, (row + 1) * pitch)
-            pieces.append((inside, rest[1:], at + begin * stride, (*head, range(row, row + 1)), (*head_strides, 0)))
-        if stop_row <= last:
-            begin = sum(len(piece[0]) for piece in pieces)
-            pieces.append((part[begin:], rest, at + begin * stride, head, head_strides))
-        work.extend(reversed(pieces))
+        if last > first and part.step % pitch == 0:  # the same place in evenly spaced rows
+            column = part[0] % pitch
+            rows, inside = range(first, last + 1, part.step // pitch), range(column, column + 1)
+            work.append((inside, rest[1:], at, (*head, rows), (*head_strides, stride)))
+            continue
+        # one row, then the others: rows in which nothing is wanted cost nothing, and nothing is written down beforehand
+        count = len(range(part[0], min(part[-1] + 1, (first + 1) * pitch), part.step))
+        begin = part[0] - first * pitch
+        inside = range(begin, begin + count * part.step, part.step)
+        work.append((part[count:], rest, at + count * stride, head, head_strides))
+        work.append((inside, rest[1:], at, (*head, range(first, first + 1)), (*head_strides, 0)))

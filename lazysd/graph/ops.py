@@ -204,24 +204,29 @@ class Reshape(Structural):
     def route(self, piece: Piece) -> Iterator[Piece]:
         node, box, offset, strides = piece
         source = node.inputs[0].dims
-        options: list[
-            list[tuple[Box, int, Dims]]
-        ] = []  # per group of axes: every (box, offset, strides) of the input that the box needs there
-        for (i, i_end), (j, j_end) in reshape_groups(source, self.shape):
-            if i_end - i == 1 == j_end - j:
-                options.append([((box[j],), 0, (strides[j],))])
-            else:
-                options.append(
-                    [
-                        part
-                        for flat, at, stride in flat_ranges(box[j:j_end], self.shape[j:j_end], strides[j:j_end])
-                        for part in fold_boxes(flat, source[i:i_end], at, stride)
-                    ]
-                )
-        for choice in product(*options):
-            inner: Box = tuple(axis for part, _, _ in choice for axis in part)
-            inner_strides: Dims = tuple(stride for _, _, part in choice for stride in part)
-            yield Piece(node.inputs[0], inner, offset + sum(at for _, at, _ in choice), inner_strides)
+        groups = reshape_groups(source, self.shape)
+        plain = [i_end - i == 1 == j_end - j for (i, i_end), (j, j_end) in groups]
+        last = next((k for k in reversed(range(len(groups))) if not plain[k]), 0)
+
+        def parts(k: int) -> Iterator[tuple[Box, int, Dims]]:
+            """Every (box, offset, strides) of the input that the box needs along one group of axes."""
+            (i, i_end), (j, j_end) = groups[k]
+            if plain[k]:
+                yield (box[j],), 0, (strides[j],)
+                return
+            for flat, at, stride in flat_ranges(box[j:j_end], self.shape[j:j_end], strides[j:j_end]):
+                yield from fold_boxes(flat, source[i:i_end], at, stride)
+
+        before = [list(parts(k)) for k in range(last)]  # of the last group that is cut, parts come one by one
+        behind = [next(parts(k)) for k in range(last + 1, len(groups))]
+        for chosen in product(*before):
+            for part in parts(last) if groups else ():
+                choice = (*chosen, part, *behind)
+                inner: Box = tuple(axis for axes, _, _ in choice for axis in axes)
+                inner_strides: Dims = tuple(stride for _, _, axes in choice for stride in axes)
+                yield Piece(node.inputs[0], inner, offset + sum(at for _, at, _ in choice), inner_strides)
+        if not groups:
+            yield Piece(node.inputs[0], (), offset, ())
 
     def describe(self, node: Node) -> str:
         return f"reshape of {list(node.inputs[0].dims)}"

@@ -17,17 +17,20 @@ N = TypeVar("N", bound=Node)
 
 
 def pieces(node: Node, box: Box, offset: int, strides: Dims) -> Iterator[Piece]:
-    """Follow a request through structural ops down to leaves and computed nodes. Reads nothing."""
-    stack = [Piece(node, box, offset, strides)]
+    """Follow a request through structural ops down to leaves and computed nodes. Reads nothing.
+
+    Pieces come one by one as they are asked for: a strided view of a reshape can have one for every row.
+    """
+    stack: list[Iterator[Piece]] = [iter((Piece(node, box, offset, strides),))]
     while stack:
-        piece = stack.pop()
-        if not all(piece.box):
-            continue
-        op = piece.node.op
-        if isinstance(op, Structural):
-            stack.extend(reversed(list(op.route(piece))))
-        else:
-            yield piece
+        piece = next(stack[-1], None)
+        if piece is None:
+            stack.pop()
+        elif all(piece.box):
+            if isinstance(op := piece.node.op, Structural):
+                stack.append(op.route(piece))
+            else:
+                yield piece
 
 
 def pieces_of(node: Node, box: Box | None = None, offset: int = 0) -> list[Piece]:

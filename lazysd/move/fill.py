@@ -52,32 +52,37 @@ def fill(target: torch.Tensor, wanted: Iterable[Piece], exact: bool = False) -> 
         return
     lane = lane_for(target.device)
     with lane.transfer(target):
-        stack: list[Any] = [_Tile(piece, target) for piece in wanted]
-        stack.reverse()
-        while stack:
-            item = stack.pop()
-            if isinstance(item, _Ready):
-                view = _strided(item.target, item.piece)
-                item.piece.node.op.compute(view, item.operands, item.piece.box)  # type: ignore[attr-defined]
-                for buffer in item.buffers:
-                    lane.scratch.give(buffer)
-                continue
-            piece, into = item
-            op = piece.node.op
-            if isinstance(op, FileRange):
-                _from_file(into, piece, op, lane, exact)
-            elif isinstance(op, InMemory):
-                _from_memory(into, piece, op, lane)
-            elif isinstance(op, Full):
-                _strided(into, piece).fill_(op.value)
-            elif isinstance(op, Computed):
-                parts = compute_tiles(piece)
-                if len(parts) > 1:
-                    stack.extend(_Tile(part, into) for part in reversed(parts))
-                else:
-                    stack.extend(_operands(parts[0], op, into, lane))
+        for piece in wanted:  # one by one: there may be many
+            _fill_piece(target, piece, lane, exact)
+
+
+def _fill_piece(target: torch.Tensor, wanted: Piece, lane: Lane, exact: bool) -> None:
+    """One piece, and everything that computing it needs."""
+    stack: list[Any] = [_Tile(wanted, target)]
+    while stack:
+        item = stack.pop()
+        if isinstance(item, _Ready):
+            view = _strided(item.target, item.piece)
+            item.piece.node.op.compute(view, item.operands, item.piece.box)  # type: ignore[attr-defined]
+            for buffer in item.buffers:
+                lane.scratch.give(buffer)
+            continue
+        piece, into = item
+        op = piece.node.op
+        if isinstance(op, FileRange):
+            _from_file(into, piece, op, lane, exact)
+        elif isinstance(op, InMemory):
+            _from_memory(into, piece, op, lane)
+        elif isinstance(op, Full):
+            _strided(into, piece).fill_(op.value)
+        elif isinstance(op, Computed):
+            parts = compute_tiles(piece)
+            if len(parts) > 1:
+                stack.extend(_Tile(part, into) for part in reversed(parts))
             else:
-                raise TypeError(f"{type(op).__name__} is neither structural, a leaf nor computed")
+                stack.extend(_operands(parts[0], op, into, lane))
+        else:
+            raise TypeError(f"{type(op).__name__} is neither structural, a leaf nor computed")
 
 
 def fill_node(target: torch.Tensor, node: Node, box: Box | None = None) -> None:
