@@ -18,6 +18,7 @@ from .nearest import did_you_mean
 from .peft.config import AdapterConfig
 from .peft.converting import convert_adapter
 from .peft.generation import check_stated, decider, detect
+from .quant import travel
 from .sizes import format_nbytes
 from .tensor.lazy import LazyTensor
 from .tensor.wrapping import as_lazy, takes_key
@@ -188,22 +189,16 @@ class Checkpoint(Measuring, Mapping[str, LazyTensor]):
             LayoutError: keys or shapes do not fit; nothing is dropped or guessed.
         """
         adapter = (self.facts.adapter or AdapterConfig()).stating(config)
+        quantised = travel.load(self._tensors, self.config)
         known = self.facts.layout if family in (None, self.facts.family) else None
-        choice = layouts.choose(
-            self._tensors,
-            to,
-            source=source or known,
-            family=family or self.facts.family,
-            config=self.config,
-            stated=config,
-            decide=decider(adapter),
-            where=self.path,
-            trusted=source is None,
-        )
-        origin, target = choice.origin, choice.target
+        evidence: Any = {"config": self.config, "stated": config, "decide": decider(adapter)}
+        evidence |= {"source": source or known, "family": family or self.facts.family, "trusted": source is None}
+        choice = layouts.choose(quantised.plain, to, where=self.path, **evidence)
+        plain, origin, target = quantised.plain, choice.origin, choice.target
         if source or known:
-            check_stated(origin, self._tensors, adapter, choice.config)
-        tensors, says = convert_adapter(self._tensors, origin, target, choice.sizes, adapter, merge_rank, choice.firsts)
+            check_stated(origin, plain, adapter, choice.config)
+        made, says = convert_adapter(plain, origin, target, choice.sizes, adapter, merge_rank, choice.firsts)
+        tensors = quantised.carried(made, choice)
         if mesh is not None:
             from .mesh.spread import spread_experts
 

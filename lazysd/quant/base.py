@@ -85,6 +85,17 @@ class Scheme(ABC):
         """The tensors that stand for a plain weight, by their roles. LayoutError where lazysd only decodes."""
         self.refuse("write")
 
+    numbers: ClassVar[tuple[str, ...]] = ("global_scale", "input_scale", "input_global_scale", "activation_scale")
+    number_dims: ClassVar[tuple[int, ...]] = (1,)  # shape of one such number beside the weight it belongs to
+
+    def cell(self, parts: Parts, settings: Settings) -> tuple[int, int] | None:
+        """The rows and columns that share a scale, as stored; None where a weight cannot be cut and put together."""
+        return None
+
+    def turns(self, parts: Parts, settings: Settings) -> bool:
+        """Whether codes and scales may both be transposed, and mean the same under the same quantization_config."""
+        return False
+
     def take_over(self, other: Scheme, parts: Parts, settings: Settings) -> dict[str, Node] | None:
         """The parts, in this scheme, of a weight that another scheme stores, with the very same values.
 

@@ -36,6 +36,9 @@ class EightBits(Scheme):
     def fits(self, parts: Parts, settings: Settings) -> bool:
         return expect(parts, "codes", *FP8, "I8") and expect(parts, "scale", *FLOATS, "U8", "F8_E8M0")
 
+    def cell(self, parts: Parts, settings: Settings) -> tuple[int, int] | None:
+        return self._block(parts["codes"], parts["scale"], settings)[0]
+
     def decode(self, parts: Parts, code: str, settings: Settings) -> Node:
         codes, scale = parts["codes"], parts["scale"]
         if codes.ndim < 2:
@@ -56,6 +59,8 @@ class EightBits(Scheme):
             return (rows, columns), (*lead, 1, 1)  # one for each expert
         if scale.dims in ((*lead, rows, 1), (*lead, rows)):
             return (1, columns), (*lead, rows, 1)
+        if lead and scale.dims[:-1] == tuple(lead) and rows % scale.dims[-1] == 0:  # one for gate, one for up
+            return (rows // scale.dims[-1], columns), (*scale.dims, 1)
         for block in compressed.blocks(settings):
             if scale.dims == block_counts(codes.dims, block):
                 return block, scale.dims

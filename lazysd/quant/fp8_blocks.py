@@ -46,6 +46,13 @@ class Fp8Blocks(Scheme):
     def fits(self, parts: Parts, settings: Settings) -> bool:
         return expect(parts, "codes", *FP8) and expect(parts, "scale", *_SCALES)
 
+    def cell(self, parts: Parts, settings: Settings) -> tuple[int, int] | None:
+        return block_of(settings) or (None if parts["scale"].numel() == 1 else BLOCK)
+
+    def turns(self, parts: Parts, settings: Settings) -> bool:
+        rows, columns = block_of(settings) or BLOCK
+        return rows == columns
+
     def decode(self, parts: Parts, code: str, settings: Settings) -> Node:
         codes, scale = parts["codes"], parts["scale"]
         block = block_of(settings)

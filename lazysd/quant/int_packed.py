@@ -40,6 +40,9 @@ class IntPacked(Scheme):
     def fits(self, parts: Parts, settings: Settings) -> bool:
         return expect(parts, "codes", "I32") and expect(parts, "scale", *FLOATS)
 
+    def cell(self, parts: Parts, settings: Settings) -> tuple[int, int] | None:
+        return None if "zero_point" in parts else (1, self._widths(parts["codes"], parts["scale"], settings)[1])
+
     def decode(self, parts: Parts, code: str, settings: Settings) -> Node:
         packed, scale = parts["codes"], parts["scale"]
         if "g_idx" in parts:

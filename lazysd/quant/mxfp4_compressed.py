@@ -35,6 +35,9 @@ class Mxfp4Compressed(Scheme):
     def fits(self, parts: Parts, settings: Settings) -> bool:
         return expect(parts, "codes", "U8") and expect(parts, "scale", "U8", "F8_E8M0")
 
+    def cell(self, parts: Parts, settings: Settings) -> tuple[int, int] | None:
+        return 1, GROUP
+
     def decode(self, parts: Parts, code: str, settings: Settings) -> Node:
         return build(DecodeNibbles(FP4_VALUES, 2, GROUP, code), (parts["codes"], parts["scale"]))
 

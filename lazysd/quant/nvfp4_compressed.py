@@ -11,12 +11,10 @@ from ctypes import c_float
 from typing import Any, ClassVar
 
 from ..graph.node import Node
-from ..graph.rewrite import build, reshape
+from ..graph.rewrite import reshape
 from . import compressed
 from .base import Form, Parts, Scheme, Settings, and_fused, expect
-from .codes import FP4_VALUES
-from .nibbles import DecodeNibbles
-from .nvfp4_modelopt import GROUP, constant, encoded, global_scale
+from .nvfp4_modelopt import GROUP, constant, decoded, encoded, global_scale
 from .nvfp4_values import from_mxfp4, reciprocal
 
 
@@ -38,9 +36,11 @@ class Nvfp4Compressed(Scheme):
     def fits(self, parts: Parts, settings: Settings) -> bool:
         return expect(parts, "codes", "U8") and expect(parts, "scale", "F8_E4M3")
 
+    def cell(self, parts: Parts, settings: Settings) -> tuple[int, int] | None:
+        return 1, GROUP
+
     def decode(self, parts: Parts, code: str, settings: Settings) -> Node:
-        op = DecodeNibbles(FP4_VALUES, 2, GROUP, code, divides=True)
-        return build(op, (parts["codes"], parts["scale"], parts["global_scale"]))
+        return decoded(parts, code, divides=True)
 
     def encode(self, node: Node, settings: Settings) -> dict[str, Node]:
         stored = c_float(1 / global_scale(node)).value

@@ -13,7 +13,7 @@ from typing import Any, ClassVar
 from ..errors import LayoutError
 from ..graph.leaves import Full
 from ..graph.node import Node
-from ..graph.rewrite import build, reshape
+from ..graph.rewrite import build, concat, reshape, slice_
 from .base import Form, Parts, Scheme, Settings, and_fused, expect
 from .codes import E4M3_MAX, FP4_MAX, FP4_VALUES
 from .fp4_encoding import Fp4Codes, Fp4Scale
@@ -30,6 +30,7 @@ class Nvfp4ModelOpt(Scheme):
     name = "nvfp4-modelopt"
     methods = ("modelopt", "nvfp4")
     lists = "ignore"
+    number_dims = ()
     wants = "U8"
     forms: ClassVar[tuple[Form, ...]] = and_fused(
         Form(
@@ -42,13 +43,15 @@ class Nvfp4ModelOpt(Scheme):
     def fits(self, parts: Parts, settings: Settings) -> bool:
         return expect(parts, "codes", "U8") and expect(parts, "scale", "F8_E4M3")
 
+    def cell(self, parts: Parts, settings: Settings) -> tuple[int, int] | None:
+        return 1, GROUP
+
     def decode(self, parts: Parts, code: str, settings: Settings) -> Node:
         if "pre_quant_scale" in parts:
             raise LayoutError(
                 "its activations are scaled too (pre_quant_scale), so that a plain weight cannot stand alone"
             )
-        op = DecodeNibbles(FP4_VALUES, 2, GROUP, code)
-        return build(op, (parts["codes"], parts["scale"], parts["global_scale"]))
+        return decoded(parts, code, divides=False)
 
     def encode(self, node: Node, settings: Settings) -> dict[str, Node]:
         total = global_scale(node)
@@ -68,6 +71,23 @@ class Nvfp4ModelOpt(Scheme):
 
     def written_config(self, settings: Settings) -> dict[str, Any]:
         return {"quant_method": "modelopt", "quant_algo": "NVFP4", **settings}
+
+
+def decoded(parts: Parts, code: str, divides: bool) -> Node:
+    """The plain weight. A fused group may have a global scale for each of its parts: (experts, 2) for gate and up."""
+    op = DecodeNibbles(FP4_VALUES, 2, GROUP, code, divides)
+    codes, scale, total = parts["codes"], parts["scale"], parts["global_scale"]
+    if codes.ndim != 3 or total.ndim != 2 or total.dims[1] == 1:
+        return build(op, (codes, scale, total))
+    num, rows = total.dims[1], codes.dims[1] // max(total.dims[1], 1)
+    if total.dims[0] != codes.dims[0] or rows * num != codes.dims[1]:
+        raise ValueError(f"global scales {list(total.dims)} do not fit the parts of codes {list(codes.dims)}")
+    made = []
+    for k in range(num):
+        part = range(k * rows, (k + 1) * rows)
+        cut = [slice_(node, (range(node.dims[0]), part, range(node.dims[2]))) for node in (codes, scale)]
+        made.append(build(op, (*cut, slice_(total, (range(total.dims[0]), range(k, k + 1))))))
+    return concat(tuple(made), 1)
 
 
 def global_scale(node: Node) -> float:
