@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from math import prod
+from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
 from .checkpoint import Checkpoint
+from .dtypes import itemsize
 from .facts import Facts
 from .formats import containers
-from .formats.base import Folder
+from .formats.base import Folder, StoredTensor, WholeTensors
 from .formats.beside import Beside, beside
-from .graph.assemble import assemble
+from .graph.assemble import assemble, assemble_columns
 from .graph.building import many_nodes
 from .peft.config import AdapterConfig
 from .peft.naming import plain_names
@@ -57,12 +61,14 @@ def open(
     contents = containers.read(folder)
     around = beside(folder, contents)
     named, adapter_name = plain_names(contents.tensors) if around.is_adapter else ({}, "")
-    tensors = {named.get(key, key): assemble(LazyTensor, key, tensor) for key, tensor in contents.tensors.items()}
+    tensors = _nodes(contents.tensors)
+    if named:
+        tensors = {named.get(key, key): node for key, node in tensors.items()}
     called = f"the adapter's keys carry its name, {adapter_name!r}, which PEFT's files leave out; read without it"
     facts = Facts(
         path=_path(folder, {file.name for file in contents.files}),
         files=contents.files,
-        tensor_nbytes=sum(node.nbytes for node in tensors.values()),
+        tensor_nbytes=_nbytes(tensors.values()),
         config=around.config,
         metadata=contents.metadata,
         side_files=around.side_files,
@@ -70,6 +76,18 @@ def open(
         remarks=(*contents.remarks, *around.remarks, *([called] if named else [])),
     )
     return Checkpoint(tensors, facts)
+
+
+def _nodes(tensors: Mapping[str, StoredTensor]) -> dict[str, LazyTensor]:
+    if isinstance(tensors, WholeTensors):
+        return assemble_columns(LazyTensor, tensors.columns)
+    return {key: assemble(LazyTensor, key, tensor) for key, tensor in tensors.items()}
+
+
+def _nbytes(nodes: Iterable[LazyTensor]) -> int:
+    """Bytes of all; they have few shapes."""
+    kinds = Counter(map(attrgetter("dims", "code"), nodes))
+    return sum(count * prod(dims) * itemsize(code) for (dims, code), count in kinds.items())
 
 
 def _path(folder: Folder, names: set[str]) -> Any:

@@ -17,7 +17,8 @@ from hypothesis import strategies as st
 
 from lazysd.dtypes import DTYPES
 from lazysd.errors import FormatError, LazysdError, MissingShardError, ReadError, UnsupportedCheckpointError
-from lazysd.formats.safetensors.header import Entry, Header, format_header
+from lazysd.formats.safetensors.entries import Entry, Header
+from lazysd.formats.safetensors.header import format_header
 from lazysd.formats.safetensors.header import read_header as header_of
 from lazysd.stores.local import LocalFile
 

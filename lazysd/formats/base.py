@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
+from itertools import chain
 from typing import ClassVar, NamedTuple, Protocol
 
 from ..stores.base import File, Listing, Place
@@ -36,10 +37,42 @@ class StoredTensor(NamedTuple):
     chunks: tuple[Chunk, ...]  # those that hold elements, in no particular order; nobody has checked that they fit
 
 
+class Columns(NamedTuple):
+    """Tensors that lie whole and dense in one file, column by column."""
+
+    file: File
+    keys: Sequence[str]
+    starts: Sequence[int]  # offset of each tensor's first byte
+    codes: Sequence[str]
+    dims: Sequence[tuple[int, ...]]
+
+
+class WholeTensors(Mapping[str, StoredTensor]):
+    """Tensors in columns, one set for each file: of a million keys, no object is made until somebody asks for it."""
+
+    def __init__(self, columns: Sequence[Columns]):
+        self.columns = columns
+
+    @cached_property
+    def _places(self) -> dict[str, tuple[Columns, int]]:
+        return {key: (one, number) for one in self.columns for number, key in enumerate(one.keys)}
+
+    def __getitem__(self, key: str) -> StoredTensor:
+        one, number = self._places[key]
+        dims = one.dims[number]
+        return StoredTensor(one.codes[number], dims, (Chunk(one.file, one.starts[number], (), dims),))
+
+    def __iter__(self) -> Iterator[str]:
+        return chain.from_iterable(one.keys for one in self.columns)
+
+    def __len__(self) -> int:
+        return sum(len(one.keys) for one in self.columns)
+
+
 class Contents(NamedTuple):
     """What a container found. No tensor data has been read."""
 
-    tensors: dict[str, StoredTensor]
+    tensors: Mapping[str, StoredTensor]
     files: tuple[File, ...]  # that the tensors lie in
     metadata: dict[str, str]
     used: frozenset[str]  # names of the folder's files that went into this

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from itertools import pairwise
+from collections.abc import Iterable, Sequence
+from itertools import pairwise, repeat
 from math import gcd, prod
 from typing import TYPE_CHECKING, TypeVar
 
@@ -16,10 +16,19 @@ from .ops import Permute
 from .rewrite import build, concat, reshape, slice_
 
 if TYPE_CHECKING:
-    from ..formats.base import Chunk, StoredTensor
+    from ..formats.base import Chunk, Columns, StoredTensor
 
 N = TypeVar("N", bound=Node)
 MOST_CUTS = 64  # for each part: real saves cut none, or each a few times
+
+
+def assemble_columns(kind: type[N], columns: Iterable[Columns]) -> dict[str, N]:
+    """The nodes of tensors that lie whole in files, as nearly all do: at the speed of C, for a checkpoint has many."""
+    nodes: dict[str, N] = {}
+    for file, keys, starts, codes, dims in columns:
+        leaves = map(FileRange, repeat(file), starts)
+        nodes.update(zip(keys, map(kind, leaves, repeat(()), dims, codes), strict=True))
+    return nodes
 
 
 def assemble(kind: type[N], key: str, tensor: StoredTensor) -> N:
@@ -35,7 +44,7 @@ def assemble(kind: type[N], key: str, tensor: StoredTensor) -> N:
     """
     if len(tensor.chunks) == 1:
         (chunk,) = tensor.chunks
-        if not chunk.starts and chunk.strides is None:  # nearly always, and a checkpoint has many
+        if not chunk.starts and chunk.strides is None:
             return kind(FileRange(chunk.file, chunk.offset), (), tensor.dims, tensor.code)
         if chunk.sizes == tensor.dims and not any(chunk.starts):
             return _part(kind, key, tensor.code, chunk)

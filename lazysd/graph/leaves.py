@@ -13,9 +13,9 @@ if TYPE_CHECKING:
     from .node import Node
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@dataclass(slots=True, eq=False)  # not frozen, which would take twice as long to make: there is one for each key
 class FileRange(Leaf):
-    """A contiguous, row-major tensor at a byte offset of a file."""
+    """A contiguous, row-major tensor at a byte offset of a file. Nobody writes to it."""
 
     file: File
     offset: int

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from itertools import compress
 
 from ... import dtypes
 from ...dtypes import PACKED
@@ -10,9 +11,10 @@ from ...errors import FormatError, UnsupportedCheckpointError
 from ...stores.base import File
 from ...stores.strict_json import listing, show
 from ...stores.together import together
-from ..base import Chunk, Contents, Folder, StoredTensor
+from ..base import Columns, Contents, Folder, WholeTensors
 from . import rank_slices
-from .header import Header, read_header
+from .entries import Header, Kind
+from .header import read_header
 from .index import INDEX, SAFETENSORS, check_weight_map, find_shards
 
 
@@ -38,11 +40,13 @@ class Safetensors:
         if shards.weight_map is None:
             _check_once(folder, headers)
         else:
-            keys = {file.name: header.entries for file, header in headers.items()}
+            keys = {file.name: header.keys for file, header in headers.items()}
             remarks += check_weight_map(shards.weight_map, keys, f"{folder.store.path}/{shards.index_name}")
         metadata, differing = merged_metadata(headers)
         used = {*shards.names, *([shards.index_name] if shards.index_name else [])}
-        tensors = _tensors(headers, shards.weight_map)
+        twice = shards.weight_map and len(shards.weight_map) < sum(len(header.keys) for header in headers.values())
+        chosen = shards.weight_map if twice else None
+        tensors = WholeTensors([_columns(file, header, chosen) for file, header in headers.items()])
         return Contents(tensors, tuple(files), metadata, frozenset(used), (*remarks, *differing), shards.named)
 
 
@@ -76,27 +80,28 @@ def _check_once(folder: Folder, headers: Mapping[File, Header]) -> None:
     """Without an index that decides, a tensor may stand in one file only."""
     homes: dict[str, str] = {}
     for file, header in headers.items():
-        for key in header.entries:
-            if key in homes:
-                raise FormatError(
-                    f"{listing([key])} stands in two shards of {folder.path}: {homes[key]} and {file.name}; remove one"
-                )
-            homes[key] = file.name
+        for key in homes.keys() & header.keys if homes else ():
+            raise FormatError(
+                f"{listing([key])} stands in two shards of {folder.path}: {homes[key]} and {file.name}; remove one"
+            )
+        homes.update(dict.fromkeys(header.keys, file.name))
 
 
-def _tensors(headers: Mapping[File, Header], weight_map: Mapping[str, str] | None) -> dict[str, StoredTensor]:
-    tensors: dict[str, StoredTensor] = {}
-    for file, header in headers.items():
-        for key, (code, shape, start, _) in header.entries.items():
-            if weight_map is None or weight_map[key] == file.name:
-                dims = shape if code not in PACKED else _packed(file, key, code, shape)
-                tensors[key] = StoredTensor(code, dims, (Chunk(file, start, (), dims),))
-    return tensors
+def _columns(file: File, header: Header, weight_map: Mapping[str, str] | None) -> Columns:
+    """The tensors of a file, but for those that the index says to read from another."""
+    keys, kinds, starts = header.keys, header.kinds, header.starts
+    if weight_map is not None:
+        here = [weight_map[key] == file.name for key in keys]
+        keys, kinds, starts = list(compress(keys, here)), list(compress(kinds, here)), list(compress(starts, here))
+    if any(kind.code in PACKED for kind in set(kinds)):
+        kinds = [_packed(file, key, kind) for key, kind in zip(keys, kinds, strict=True)]
+    return Columns(file, keys, starts, [kind.code for kind in kinds], [kind.shape for kind in kinds])
 
 
-def _packed(file: File, key: str, code: str, shape: tuple[int, ...]) -> tuple[int, ...]:
+def _packed(file: File, key: str, kind: Kind) -> Kind:
+    """The kind as it is read: of values narrower than a byte, the last axis counts bytes."""
     try:
-        return dtypes.packed(code, shape)
+        return kind._replace(shape=dtypes.packed(kind.code, kind.shape))
     except UnsupportedCheckpointError as error:
         raise UnsupportedCheckpointError(f"cannot open {file.path}: {show(key)}: {error}") from None
 

@@ -10,37 +10,18 @@ import json
 import re
 import struct
 from collections.abc import Iterable, Mapping
-from functools import lru_cache
-from typing import Any, NamedTuple
+from typing import Any
 
-from ...dtypes import DTYPES
 from ...errors import FormatError
 from ...stores.base import File
 from ...stores.strict_json import parse_json, refuse_foreign, repeated, show
+from .canonical import read_canonical
+from .entries import LIMIT, METADATA, Header, Kind, sized
 
 MAX_HEADER_NBYTES = 100_000_000  # the limit of safetensors itself
-_LIMIT = 2**63  # sizes and offsets stay below: what a file offset can express
 _FIELDS = {"dtype", "shape", "data_offsets"}
-_METADATA = "__metadata__"
 _MINUS_ZERO = re.compile(rb"[\[,:\s]-0[\],}\s]")  # as a number, or inside of a name: a second look tells
 _AGAIN = "the file is damaged or its writer is: fetch or write it again"
-
-
-class Entry(NamedTuple):
-    """One tensor of a file."""
-
-    code: str  # the safetensors dtype code, a key of DTYPES
-    shape: tuple[int, ...]
-    start: int  # absolute byte range [start, stop) in the file
-    stop: int
-
-
-class Header(NamedTuple):
-    """What a safetensors file says about itself."""
-
-    entries: dict[str, Entry]  # in the order of the data
-    metadata: dict[str, str]
-    data_start: int  # absolute offset of the first byte after the header
 
 
 def read_header(file: File) -> Header:
@@ -56,8 +37,7 @@ def read_header(file: File) -> Header:
     """
     try:
         raw = _read_raw(file)
-        top = parse_json(raw, tuple)  # objects become tuples of pairs, at the speed of C; JSON lists stay lists
-        return _build(top, 8 + len(raw), file.size)
+        return read_canonical(raw, 8 + len(raw), file.size) or read_strictly(raw, 8 + len(raw), file.size)
     except FormatError as error:
         raise FormatError(f"cannot read {file.path}: {error}; {_AGAIN}") from None
 
@@ -79,9 +59,15 @@ def _read_raw(file: File) -> bytes:
     raw = file.text(8, nbytes)
     if not raw.startswith(b"{"):
         raise FormatError(f"expected a header that starts with '{{', found {raw[:8]!r}")
+    return raw
+
+
+def read_strictly(raw: bytes, data_start: int, file_nbytes: int) -> Header:
+    """The header whose JSON is `raw`, however it is written. Raises FormatError."""
     if b"-0" in raw and _MINUS_ZERO.search(raw):
         parse_json(raw, tuple, integer=_no_minus_zero)
-    return raw
+    top = parse_json(raw, tuple)  # objects become tuples of pairs, at the speed of C; JSON lists stay lists
+    return _build(top, data_start, file_nbytes)
 
 
 def _no_minus_zero(text: str) -> int:
@@ -92,13 +78,12 @@ def _no_minus_zero(text: str) -> int:
 
 def _build(top: tuple[tuple[str, Any], ...], data_start: int, file_nbytes: int) -> Header:
     metadata: dict[str, str] = {}
-    found: list[tuple[int, int, str, Entry]] = []
+    found: list[tuple[int, int, str, Kind]] = []
     for key, fields in top:
-        if key == _METADATA:
+        if key == METADATA:
             metadata = _metadata(fields)
         else:
-            entry = _entry(key, fields, data_start)
-            found.append((entry.start, entry.stop, key, entry))
+            found.append(_entry(key, fields, data_start))
     if len({key for key, _ in top}) != len(top):
         raise FormatError(f"tensor {show(repeated(top))}: expected once, found twice")
     found.sort()
@@ -118,10 +103,12 @@ def _build(top: tuple[tuple[str, Any], ...], data_start: int, file_nbytes: int) 
         )
     if end < file_nbytes:
         raise FormatError(f"padded: expected {end} bytes, found {file_nbytes}, {file_nbytes - end} bytes are extra")
-    return Header({key: entry for _, _, key, entry in found}, metadata, data_start)
+    starts, _, keys, kinds = map(list, zip(*found, strict=True)) if found else ([], [], [], [])
+    return Header(keys, kinds, starts, metadata, data_start)
 
 
-def _entry(key: str, fields: Any, data_start: int) -> Entry:
+def _entry(key: str, fields: Any, data_start: int) -> tuple[int, int, str, Kind]:
+    """(first byte, one past the last, key, kind); sorted, they are in the order of the data."""
     try:
         if type(fields) is not tuple:
             raise FormatError(f"expected an object with dtype, shape and data_offsets, found {show(fields)}")
@@ -136,13 +123,13 @@ def _entry(key: str, fields: Any, data_start: int) -> Entry:
         start, stop = offsets
         if type(named["dtype"]) is not str:
             raise FormatError(f"expected dtype to be a string, found {show(named['dtype'])}")
-        code, shape, nbytes = _sized(named["dtype"], tuple(shape))
-        if stop - start != nbytes:
-            what = f"{code} of shape {show(list(shape))}"
-            raise FormatError(f"expected {nbytes} bytes for {what}, found {stop - start} in data_offsets")
+        kind = sized(named["dtype"], tuple(shape))
+        if stop - start != kind.nbytes:
+            what = f"{kind.code} of shape {show(shape)}"
+            raise FormatError(f"expected {kind.nbytes} bytes for {what}, found {stop - start} in data_offsets")
     except FormatError as error:
         raise FormatError(f"tensor {show(key)}: {error}") from None
-    return Entry(code, shape, data_start + start, data_start + stop)
+    return data_start + start, data_start + stop, key, kind
 
 
 def _wrong_fields(fields: tuple[tuple[str, Any], ...], named: dict[str, Any]) -> FormatError:
@@ -157,37 +144,19 @@ def _check_sizes(name: str, sizes: Any) -> None:
     if type(sizes) is not list:
         raise FormatError(f"expected {name} to be a list, found {show(sizes)}")
     for size in sizes:
-        if type(size) is not int or not 0 <= size < _LIMIT:
+        if type(size) is not int or not 0 <= size < LIMIT:
             raise FormatError(f"expected {name} of whole numbers from 0 to 2**63 - 1, found {show(size)}")
-
-
-@lru_cache(maxsize=4096)
-def _sized(code: str, shape: tuple[int, ...]) -> tuple[str, tuple[int, ...], int]:
-    """(code, shape, bytes). A checkpoint has few different shapes: the cache makes its tensors share the tuples."""
-    if code not in DTYPES:
-        raise FormatError(f"expected a dtype among {', '.join(DTYPES)}, found {show(code)}")
-    bits, empty = DTYPES[code].bits, False
-    for size in shape:
-        empty |= size == 0
-        bits *= size or 1  # numpy and torch refuse such shapes also where a zero makes them empty
-        if bits >= 8 * _LIMIT:
-            raise FormatError(f"expected fewer than 2**63 bytes, found shape {show(list(shape))}, which overflows")
-    if empty:
-        return DTYPES[code].code, shape, 0
-    if bits % 8:
-        raise FormatError(f"expected whole bytes, found {bits} bits for {code} of shape {show(list(shape))}")
-    return DTYPES[code].code, shape, bits // 8
 
 
 def _metadata(fields: Any) -> dict[str, str]:
     if type(fields) is not tuple:
-        raise FormatError(f"{_METADATA}: expected an object of strings, found {show(fields)}")
+        raise FormatError(f"{METADATA}: expected an object of strings, found {show(fields)}")
     metadata: dict[str, str] = dict(fields)
     if len(metadata) != len(fields):
-        raise FormatError(f"{_METADATA}: the field {show(repeated(fields))} is given twice")
+        raise FormatError(f"{METADATA}: the field {show(repeated(fields))} is given twice")
     for name, text in metadata.items():
         if type(text) is not str:
-            raise FormatError(f"{_METADATA}: expected a string for {show(name)}, found {show(text)}")
+            raise FormatError(f"{METADATA}: expected a string for {show(name)}, found {show(text)}")
     return metadata
 
 
@@ -214,15 +183,15 @@ def format_header(
     fields: dict[str, Any] = {}
     starts: list[int] = []
     if metadata:
-        fields[_METADATA] = _metadata(tuple(metadata.items()))
+        fields[METADATA] = _metadata(tuple(metadata.items()))
     end = 0
     for key, code, shape in tensors:
-        if key in fields or key == _METADATA:
-            reason = "the name is reserved for metadata" if key == _METADATA else "the key is given twice"
+        if key in fields or key == METADATA:
+            reason = "the name is reserved for metadata" if key == METADATA else "the key is given twice"
             raise FormatError(f"cannot write tensor {show(key)}: {reason}; rename or leave out one of them")
         try:
             _check_sizes("shape", list(shape))
-            _, _, nbytes = _sized(code, tuple(shape))
+            nbytes = sized(code, tuple(shape)).nbytes
         except FormatError as error:
             raise FormatError(f"cannot write tensor {show(key)}: {error}") from None
         fields[key] = {"dtype": code, "shape": list(shape), "data_offsets": [end, end + nbytes]}

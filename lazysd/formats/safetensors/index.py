@@ -100,8 +100,14 @@ def check_weight_map(
         FormatError: tensors that are named but absent, present but not named, or in another shard than named.
     """
     homes: dict[str, str] = {}
+    listed = {name: list(keys) for name, keys in keys_by_file.items()}
+    for name, keys in listed.items():
+        homes.update(dict.fromkeys(keys, name))
+    if homes == weight_map and len(homes) == sum(map(len, listed.values())):  # as nearly always
+        return []
+    homes.clear()
     copies: dict[str, list[str]] = {}  # of what stands in several shards, all of them
-    for name, keys in keys_by_file.items():
+    for name, keys in listed.items():
         for key in keys:
             if key in homes:
                 copies.setdefault(key, [homes[key]]).append(name)

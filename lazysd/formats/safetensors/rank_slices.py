@@ -14,7 +14,8 @@ from ...errors import FormatError, UnsupportedCheckpointError
 from ...stores.base import File
 from ...stores.strict_json import parse_json, show
 from ..base import Chunk, Contents, Folder, StoredTensor
-from .header import Header, read_header
+from .entries import Header
+from .header import read_header
 
 INFO = "DCP_SHARDING_INFO"
 _NAME = re.compile(r"shard-(\d{1,9})-model-(\d{1,9})-of-(\d{1,9})\.safetensors")
