@@ -7,7 +7,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 DEMO := .venv-demo
 TEST := .venv-test
 PEFT018 := .venv-peft018
-NEMO := nemo-automodel==0.7.0 torchtitan==0.3.0
+OTHERS := nemo-automodel==0.7.0 torchtitan==0.3.0 litgpt==0.5.13 torchtune==0.6.1
 # Installed by itself and first, so that what follows finds torch present and leaves its build (CPU or CUDA) as it is.
 TORCH := torch==2.13.0
 
@@ -69,7 +69,7 @@ $(TEST)/.installed: pyproject.toml constraints.txt | check-python
 	$(call make_venv,$(TEST))
 	$(TEST)/bin/python -m pip install -q $(TORCH)
 	$(TEST)/bin/python -m pip install -q -c constraints.txt -e '.[test]'
-	$(TEST)/bin/python -m pip install -q --no-deps $(NEMO)
+	$(TEST)/bin/python -m pip install -q --no-deps $(OTHERS)
 	@touch $@
 
 $(PEFT018)/.installed: pyproject.toml requirements-peft018.txt | check-python

@@ -3,21 +3,19 @@
 from __future__ import annotations
 
 import importlib
-import importlib.util
-import sys
-from pathlib import Path
-from types import ModuleType, SimpleNamespace
+from types import SimpleNamespace
 from typing import Any
 from unittest.mock import MagicMock
 
 import pytest
 import torch
 from checkpoints import assert_same
+from standing_in import standing_in
 from tiny_moe import NUM_EXPERTS, saved
 
 import lazysd
 
-titan = pytest.importorskip("torchtitan")
+pytest.importorskip("torchtitan")
 
 ADAPTERS = {
     "qwen3_moe": ("qwen3", "Qwen3StateDictAdapter"),
@@ -25,24 +23,19 @@ ADAPTERS = {
 }
 
 
-def adapter(monkeypatch: pytest.MonkeyPatch, model: str, name: str) -> Any:
+def adapter(model: str, name: str) -> Any:
     """torchtitan's adapter; its models, which want Triton and more, are stood in for."""
     rope = SimpleNamespace(Config=object)
-    for module, members in {
-        f"torchtitan.models.{model}": {"__path__": [str(Path(titan.__path__[0]) / "models" / model)]},
+    packages = [f"torchtitan{inner}" for inner in ("", ".models", f".models.{model}", ".protocols")]
+    members = {
         f"torchtitan.models.{model}.model": {"Qwen3Model": MagicMock(), "DeepSeekV3Model": MagicMock()},
-        "torchtitan.protocols": {"__path__": [str(Path(titan.__path__[0]) / "protocols")]},
         "torchtitan.protocols.model": {"BaseModel": MagicMock()},
-        "torchtitan.models": {"__path__": [str(Path(titan.__path__[0]) / "models")]},
         "torchtitan.models.common": {"__path__": []},
         "torchtitan.models.common.decoder": {"Decoder": MagicMock()},
         "torchtitan.models.common.rope": {"CosSinRoPE": rope, "ComplexRoPE": rope},
-    }.items():
-        stand_in = ModuleType(module)
-        vars(stand_in).update(members)
-        monkeypatch.setitem(sys.modules, module, stand_in)
-    module = importlib.import_module(f"torchtitan.models.{model}.state_dict_adapter")
-    monkeypatch.delitem(sys.modules, module.__name__)
+    }
+    with standing_in(packages, members):
+        module = importlib.import_module(f"torchtitan.models.{model}.state_dict_adapter")
     layer = SimpleNamespace(
         attention=SimpleNamespace(rope=None, q_lora_rank=6), moe=SimpleNamespace(num_experts=NUM_EXPERTS)
     )
@@ -50,12 +43,12 @@ def adapter(monkeypatch: pytest.MonkeyPatch, model: str, name: str) -> Any:
 
 
 @pytest.mark.parametrize("model_type", ADAPTERS)
-def test_equals_the_adapter(monkeypatch: pytest.MonkeyPatch, model_type: str) -> None:
+def test_equals_the_adapter(model_type: str) -> None:
     model = saved(model_type)
     disk = dict(model.disk)
     if model_type == "deepseek_v3":  # what an MTP layer has beside a layer's own tensors
         disk |= {f"model.layers.1.{name}.weight": torch.rand(3) for name in ("enorm", "hnorm", "shared_head.norm")}
-    theirs = adapter(monkeypatch, *ADAPTERS[model_type])
+    theirs = adapter(*ADAPTERS[model_type])
     ours = lazysd.convert(disk, to="torchtitan", config=model.config)
     assert_same(ours, theirs.from_hf(dict(disk)))
     assert_same(lazysd.convert(ours, to="hf", source="torchtitan", config=model.config), disk)

@@ -200,7 +200,8 @@ def test_hypothesis_is_imported_by_the_strategies_only() -> None:
         testing.nothing  # noqa: B018
 
 
-BLOCKS = re.findall(r"^```python\n(.*?)^```", (ROOT / "docs" / "testing.md").read_text(), re.DOTALL | re.MULTILINE)
+TAUGHT = (ROOT / "docs" / "testing.md").read_text().partition("## Found in other")[0]
+BLOCKS = re.findall(r"^```python\n(.*?)^```", TAUGHT, re.DOTALL | re.MULTILINE)
 ELSE = "        else:\n            result[key] = tensor\n    for module"
 SORTED = "sorted(experts.items())"
 MUTANTS: dict[str, list[tuple[str, str]]] = {
