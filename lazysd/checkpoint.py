@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from . import layouts
-from .errors import LayoutError, MissingTensorError
+from .errors import MissingTensorError
 from .facts import Facts
 from .measuring import Measuring
 from .nearest import did_you_mean
@@ -19,7 +19,7 @@ from .peft.config import AdapterConfig
 from .peft.converting import convert_adapter
 from .peft.generation import check_stated, decider, detect
 from .quant import travel
-from .sizes import format_nbytes
+from .showing import Showing
 from .tensor.lazy import LazyTensor
 from .tensor.wrapping import as_lazy, takes_key
 
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from .stores.base import File
 
 
-class Checkpoint(Measuring, Mapping[str, LazyTensor]):
+class Checkpoint(Measuring, Showing, Mapping[str, LazyTensor]):
     """A state dict that has not been read: keys in file order, values lazy.
 
     Everything that returns a Checkpoint (`select`, `drop`, `rename`, `map`, `|`, `convert`) is a view over the same
@@ -280,16 +280,3 @@ class Checkpoint(Measuring, Mapping[str, LazyTensor]):
 
     def __exit__(self, *exc: object) -> None:
         self.close()
-
-    def __repr__(self) -> str:
-        try:
-            layout = self.layout or "no known layout"
-        except LayoutError:
-            layout = "mixed layouts"
-        where = f", {self.path}" if self.path else ""
-        return f"Checkpoint({len(self)} tensors, {format_nbytes(self.nbytes)}, {layout}{where})"
-
-    def _repr_html_(self) -> str:
-        from .display.html import to_html
-
-        return to_html(self)

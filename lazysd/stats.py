@@ -10,14 +10,13 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from html import escape
 from math import fsum, inf, isfinite, nan, sqrt
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from . import dtypes
-from .display.stats import html_of, text_of, text_of_all
+from .display.stats import html_of, html_of_one, text_of, text_of_all
 from .graph.node import Node
 from .reduction import Tile, chunks, stream
 
@@ -76,7 +75,7 @@ class Stats:
         )
 
     def _repr_html_(self) -> str:
-        return f"<pre>{escape(text_of(self))}</pre>"
+        return html_of_one(self)
 
 
 class CheckpointStats(Mapping[str, Stats]):
@@ -107,10 +106,14 @@ class CheckpointStats(Mapping[str, Stats]):
         return text_of_all(self)
 
     def __repr__(self) -> str:
-        return f"CheckpointStats({len(self)} tensors, {len(self.not_finite)} with NaN or inf)"
+        return f"CheckpointStats({self._headline()})"
+
+    def _headline(self) -> str:
+        skipped = f", {len(self.skipped)} skipped" if self.skipped else ""
+        return f"{len(self)} tensor{'s' if len(self) != 1 else ''}, {len(self.not_finite)} with NaN or inf{skipped}"
 
     def _repr_html_(self) -> str:
-        return html_of(self)
+        return html_of(self, self._headline())
 
 
 def stats_of(

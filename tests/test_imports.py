@@ -33,7 +33,7 @@ FLOORS = [
     {"quant"},
     {"mesh"},
     {"save"},
-    {"comparison", "iterate", "load", "measuring"},
+    {"comparison", "iterate", "load", "measuring", "showing"},
     {"checkpoint"},
     {"casting", "conversion", "opening", "merging", "overview", "quantization", "checking", "renaming"},
     {"comparing"},

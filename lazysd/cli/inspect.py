@@ -18,6 +18,7 @@ from typing import Any
 
 from .. import dtypes
 from ..checkpoint import Checkpoint
+from ..display.adapters import adapter_facts
 from ..display.modules import module_tree
 from ..display.text import Row, fold, listed, printable
 from ..overview import first_read, overview
@@ -98,7 +99,7 @@ def _head(data: dict[str, Any]) -> Iterator[str]:
         shown = ", ".join(f"{name} ({number:,} weights)" for name, number in data["quantization"].items())
         yield f"scheme   {shown}"
     if "adapter" in data:
-        yield from _adapter_lines(data["adapter"])
+        yield from (f"{word:8} {said}" for word, said in adapter_facts(data["adapter"]))
     said = {key: text for key, text in data["metadata"].items() if (key, text) != ("format", "pt")}  # all files say so
     if said:
         yield "metadata " + ", ".join(f"{printable(key)}={printable(_cut(text))}" for key, text in said.items())
@@ -121,29 +122,3 @@ def _shard_lines(shards: list[dict[str, Any]]) -> Iterator[str]:
     if len(shards) > MAX_SHARDS:
         sizes = [shard["nbytes"] for shard in shards[MAX_SHARDS:]]
         yield (f"         … and {len(sizes)} more of {format_nbytes(min(sizes))} to {format_nbytes(max(sizes))}")
-
-
-def _adapter_lines(found: dict[str, Any]) -> list[str]:
-    """What an adapter holds, for people."""
-
-    def shown(value: Any) -> str:
-        several = ", ".join(map(str, value)) if isinstance(value, (list, tuple)) else str(value)
-        return printable(several) if value not in (None, []) else "unknown"
-
-    scale = "alpha / sqrt(rank)" if found["rslora"] else "alpha / rank"
-    experts = f", {shown(found['num_experts'])} experts" if found["num_experts"] is not None else ""
-    written = f"peft {shown(found['peft_version'])}" if found["peft_version"] is not None else "no peft_version"
-    targets = [*(found.get("wrapped_parameters") or ()), *(found.get("wrapped_modules") or ())]
-    nothing = f"layout {found['layout']}, of no PEFT generation"
-    if found["layout"] is None:
-        nothing = "generation undecided" if found["problem"] else "beside no experts"
-    kind = shown(found["kind"])
-    if found["rank"] is not None or found["alpha"] is not None:
-        kind += f" of rank {shown(found['rank'])}, alpha {shown(found['alpha'])}, scale {scale}"
-    lines = [
-        f"adapter  {kind}{experts}",
-        f"         {shown(found['generation'] or nothing)} ({written})",
-        f"         targets {shown(targets or found['target_parameters'] or found['target_modules'])}",
-        f"         {found['tensors']} tensors, {format_nbytes(found['nbytes'])}",
-    ]
-    return lines + ([f"         problem: {printable(found['problem'])}"] if found["problem"] else [])

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from html import escape
 from typing import NamedTuple
 
+from ..display import page
+from ..display.columns import MAX_PADDED, MIN_FIRST, aligned, shorten
 from ..display.text import printable, ranges
 from .magnitude import Magnitude, joined
 
 SORTS = ("relative", "max", "changed", "cosine", "name")
 _BAR = 32  # characters of the longest bar
-_MAX_ROWS = 100  # of an HTML table
+MAX_ROWS = 100  # of an HTML table
+MAX_TEXT_ROWS, MAX_TEXT_DETAILS, TEXT_WIDTH = 20, 5, 92  # of the plain text beside it
 
 
 class Moved(NamedTuple):
@@ -20,6 +22,12 @@ class Moved(NamedTuple):
     name: str  # printable; numbers after the layer's as ranges
     keys: tuple[str, ...]
     magnitude: Magnitude
+
+    def __repr__(self) -> str:
+        found = self.magnitude
+        return (
+            f"Moved({self.name!r}, {len(self.keys)} tensors, relative {found.relative:.3g}, max {found.max_delta:.3g})"
+        )
 
 
 def by_layer(magnitudes: Mapping[str, Magnitude], sort: str = "relative") -> list[Moved]:
@@ -90,35 +98,31 @@ def cells(row: Moved) -> tuple[str, ...]:
 HEADINGS = ("relative", "max |Δ|", "cosine", "changed", "")
 
 
-def text_table(rows: list[Moved], top: int | None, bars: bool) -> str:
-    """A line a row under a line of headings; empty where nothing moved."""
+def text_table(rows: list[Moved], top: int | None, bars: bool, width: int | None = None) -> str:
+    """A line a row under a line of headings; empty where nothing moved. Names are cut to fit `width` characters."""
     if not rows:
         return ""
     shown = rows if top is None else rows[:top]
     if bars:
-        lines = _bars(shown)
+        lines = _bars(shown, width)
     else:
         table = [("moved", *HEADINGS), *((row.name, *cells(row)) for row in shown)]
-        widths = [max(len(line[k]) for line in table) for k in range(len(table[0]))]
-        lines = [
-            "  ".join(
-                [line[0].ljust(widths[0]), *(cell.rjust(w) for cell, w in zip(line[1:], widths[1:], strict=True))]
-            )
-            for line in table
-        ]
+        lines = aligned(table, range(1, 5), width)
     if len(shown) < len(rows):
-        lines.append(f"… and {len(rows) - len(shown)} rows that moved less (--top)")
+        lines.append(f"… and {len(rows) - len(shown)} rows that moved less")
     return "\n".join(line.rstrip() for line in lines)
 
 
-def _bars(rows: list[Moved]) -> list[str]:
+def _bars(rows: list[Moved], width: int | None) -> list[str]:
     most = max((row.magnitude.relative for row in rows if row.magnitude.relative < float("inf")), default=0.0)
-    width = max(len(row.name) for row in rows)
     numbers = [f"{row.magnitude.relative:.3g}" for row in rows]
     digits = max(map(len, numbers))
+    room = None if width is None else max(MIN_FIRST, width - digits - len(" |  ") - _BAR)
+    names = [row.name if room is None else shorten(row.name, room) for row in rows]
+    widest = min(max(map(len, names)), MAX_PADDED if room is None else room)
     return [
-        f"{row.name:{width}} | {number:>{digits}} {'█' * max(1, round(_BAR * min(1.0, _part(row, most))))}"
-        for row, number in zip(rows, numbers, strict=True)
+        f"{name:{widest}} | {number:>{digits}} {'█' * max(1, round(_BAR * min(1.0, _part(row, most))))}"
+        for name, row, number in zip(names, rows, numbers, strict=True)
     ]
 
 
@@ -127,17 +131,18 @@ def _part(row: Moved, most: float) -> float:
 
 
 def html_table(headline: str, rows: list[Moved], details: list[str]) -> str:
-    """The same for a notebook: a table with bars, without a script; names are escaped."""
+    """The same for a notebook: a table with bars."""
     most = max((row.magnitude.relative for row in rows if row.magnitude.relative < float("inf")), default=0.0)
-    left, right = 'style="text-align:left;font-family:monospace"', 'style="text-align:right"'
-    body = []
-    for row in rows[:_MAX_ROWS]:
-        percent = round(100 * min(1.0, _part(row, most)))
-        bar = f'<div style="width:{percent}px;height:0.7em;background:currentColor;opacity:0.5"></div>'
-        numbers = "".join(f"<td {right}>{escape(cell)}</td>" for cell in cells(row))
-        body.append(f"<tr><td {left}>{escape(row.name)}</td><td>{bar}</td>{numbers}</tr>")
-    head = "".join(f"<th {right}>{escape(name)}</th>" for name in HEADINGS)
-    table = f"<table><thead><tr><th {left}>moved</th><th></th>{head}</tr></thead><tbody>{''.join(body)}</tbody></table>"
-    more = f"<p>… and {len(rows) - _MAX_ROWS} more rows</p>" if len(rows) > _MAX_ROWS else ""
-    below = f"<pre>{escape(chr(10).join(details))}</pre>" if details else ""
-    return f"<div><p>{escape(headline)}</p>{table if rows else ''}{more}{below}</div>"
+    table = page.table(
+        ("moved", "", *HEADINGS), [(row.name, _bar(row, most), *cells(row)) for row in rows], "row", MAX_ROWS
+    )
+    lines = "".join(f"<li>{page.shown(line.strip())}</li>" for line in details)
+    below = f"<details><summary>differences</summary><ul>{lines}</ul></details>" if details else ""
+    text = "\n".join(
+        (headline, text_table(rows, MAX_TEXT_ROWS, bars=False, width=TEXT_WIDTH), *details[:MAX_TEXT_DETAILS])
+    )
+    return page.frame(f"<p><b>Comparison</b>: {page.shown(headline)}</p>{table}{below}", text)
+
+
+def _bar(row: Moved, most: float) -> page.Html:
+    return page.Html(f'<i style="width:{round(100 * min(1.0, _part(row, most)))}px"></i>')

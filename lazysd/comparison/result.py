@@ -25,7 +25,7 @@ class Difference(NamedTuple):
     num_different: int = 0  # elements with other bits; other kinds leave it 0
 
 
-@dataclass
+@dataclass(repr=False)
 class Comparison:
     """What comparing two mappings found."""
 
@@ -68,11 +68,16 @@ class Comparison:
     def headline(self) -> str:
         """One line: what is equal, and how many differences of which kind."""
         kinds = Counter(difference.kind for difference in self.differences)
-        differs = "".join(f", {number} {kind}" for kind, number in kinds.items())
+        differs = "".join(f", {number} {self._verb(kind, number)}" for kind, number in kinds.items())
+        equal = f"{self.num_equal} tensor{'s' if self.num_equal != 1 else ''}"
         if self.values:
-            return f"{self.num_equal} tensors equal{differs}"
-        looked = f"{self.num_equal} tensors of equal shape and dtype{differs}"
+            return f"{equal} equal{differs}"
+        looked = f"{equal} of equal shape and dtype{differs}"
         return f"{looked}; their values were not looked at (--no-values)"
+
+    def _verb(self, kind: str, number: int) -> str:
+        only = {"missing": self.names[1], "extra": self.names[0]}.get(kind)
+        return f"only in {only}" if only else f"{'differs' if number == 1 else 'differ'} in {kind}"
 
     def details(self, limit: int = MAX_SHOWN) -> list[str]:
         """A line for each of the first differences, and one for everything that could not be compared."""
@@ -82,9 +87,11 @@ class Comparison:
             lines.append(f"  … and {len(self.differences) - len(shown)} more (all with --json)")
         return lines + [f"  not compared: {what}" for what in self.unknown]
 
-    def table(self, sort: str = "relative", top: int | None = MAX_SHOWN, bars: bool = False) -> str:
-        """What moved, a line a row; `bars` draws how far in place of the numbers beside it."""
-        return text_table(self.rows(sort), top, bars)
+    def table(
+        self, sort: str = "relative", top: int | None = MAX_SHOWN, bars: bool = False, width: int | None = None
+    ) -> str:
+        """What moved, a line a row, of `width` characters at most; `bars` draws how far in place of the numbers."""
+        return text_table(self.rows(sort), top, bars, width)
 
     def plot(self, top: int = 30, axes: Any = None) -> Any:
         """Draw how far each row moved, the farthest on top; needs matplotlib. Returns the axes."""

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from html import escape
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from . import page
+from .columns import aligned
 from .text import printable
 
 _BAR = 40  # characters of the longest bar
 _BLOCKS = " ▏▎▍▌▋▊▉█"
-_MAX_ROWS = 200
+MAX_ROWS = 200  # of an HTML table
 HEADINGS = ("min", "max", "mean", "std", "zeros", "NaN", "inf")
 
 
@@ -55,26 +56,50 @@ def bar(part: float) -> str:
     return _BLOCKS[8] * (eighths // 8) + _BLOCKS[eighths % 8].strip()
 
 
-def text_of_all(found: Mapping[str, Any], keys: Iterable[str] | None = None) -> str:
-    """A line a tensor."""
+def text_of_all(found: Mapping[str, Any], keys: Iterable[str] | None = None, width: int | None = None) -> str:
+    """A line a tensor; names are cut in the middle to fit `width` characters."""
     rows = [("tensor", *HEADINGS), *((printable(key), *_cells(found[key])) for key in keys or found)]
-    widths = [max(len(row[k]) for row in rows) for k in range(len(rows[0]))]
-    return "\n".join(
-        "  ".join([row[0].ljust(widths[0]), *(cell.rjust(w) for cell, w in zip(row[1:], widths[1:], strict=True))])
-        for row in rows
-    )
+    return "\n".join(aligned(rows, range(1, len(rows[0])), width))
 
 
-def html_of(found: Mapping[str, Any]) -> str:
-    """A table for notebooks, without a script; names are escaped, rows are capped."""
-    left, right = 'style="text-align:left;font-family:monospace"', 'style="text-align:right"'
-    head = "".join(f"<th {right}>{name}</th>" for name in HEADINGS)
-    keys = list(found)
-    body = "".join(
-        f"<tr><td {left}>{escape(printable(key))}</td>"
-        + "".join(f"<td {right}>{escape(cell)}</td>" for cell in _cells(found[key]))
-        + "</tr>"
-        for key in keys[:_MAX_ROWS]
+def html_of(found: Mapping[str, Any], headline: str = "") -> str:
+    """A table of many tensors for notebooks."""
+    rows = [(key, *_cells(one), _spark(one)) for key, one in found.items()]
+    table = page.table(("tensor", *HEADINGS, ""), rows[:MAX_ROWS], "tensor", MAX_ROWS)
+    left = page.more(len(rows) - MAX_ROWS, "tensor")
+    text = text_of_all(found, list(found)[:MAX_ROWS])
+    return page.frame(f"<p>{page.shown(headline)}</p>{table}{left}", f"{headline}\n{text}")
+
+
+def html_of_one(found: Any) -> str:
+    """One tensor for notebooks: its numbers, its quantiles, its histogram as a picture."""
+    head = f"{found.dtype.lower()}{list(found.shape)}, {found.num_elements:,} elements"
+    numbers = page.pairs(zip(HEADINGS, _cells(found), strict=True))
+    quantiles = page.pairs((f"{100 * at:g}%", number(value)) for at, value in found.quantiles.items())
+    body = f"<p><b>Stats</b> {page.shown(head)}</p>{numbers}{_histogram(found)}{quantiles}"
+    return page.frame(body, text_of(found))
+
+
+def _path(counts: Sequence[int], width: int, height: int) -> str:
+    """The outline of a histogram in a box of `width` x `height`."""
+    most, step = max(counts), width / len(counts)
+    steps = "".join(f"V{height - height * n / most:.1f}h{step:g}" for n in counts)
+    return f'<path class="b" d="M0 {height}{steps}V{height}z"/>'
+
+
+def _spark(found: Any) -> page.Html:
+    """A histogram as large as a word."""
+    if len(found.bin_counts) < 2:
+        return page.Html("")
+    return page.Html(f'<svg width="80" height="13" aria-hidden="true">{_path(found.bin_counts, 80, 13)}</svg>')
+
+
+def _histogram(found: Any) -> str:
+    if len(found.bin_counts) < 2:
+        return ""
+    low, high = number(found.bin_edges[0]), number(found.bin_edges[-1])
+    return (
+        '<svg class="fit" role="img" aria-label="histogram" viewBox="0 0 400 98" width="400" height="98">'
+        f'{_path(found.bin_counts, 400, 80)}<path d="M0 80.5H400"/>'
+        f'<text x="0" y="95">{low}</text><text x="400" y="95" text-anchor="end">{high}</text></svg>'
     )
-    more = f"<p>… and {len(keys) - _MAX_ROWS} more tensors</p>" if len(keys) > _MAX_ROWS else ""
-    return f"<table><thead><tr><th {left}>tensor</th>{head}</tr></thead><tbody>{body}</tbody></table>{more}"

@@ -7,10 +7,13 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, NamedTuple
 
+from ..display.text import printable
 from ..errors import LayoutError
 from . import sizes as stated_sizes
 from .keys import KeyTemplate, parse_key
 from .pattern import Side, parse_axes
+
+MAX_SHOWN = 4  # rules of a repr
 
 
 @dataclass(frozen=True)
@@ -95,7 +98,7 @@ class End(NamedTuple):
     rule: Rule
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Layout:
     """A named way to write a family's tensors: rules to and from the hub; keys no rule speaks of pass through."""
 
@@ -125,6 +128,30 @@ class Layout:
             twice = next((name for name in names if names.count(name) > 1), None)
             if twice is not None:
                 raise LayoutError(f"layout {self.name!r}: two rules name the same keys {twice!r}")
+
+    def __repr__(self) -> str:
+        lines = [f"Layout {self._head()}"]
+        for rule in self.rules[:MAX_SHOWN]:
+            lines += [f"  {rule.hf}", f"    -> {rule.to}  {rule.axes}"]
+        left = len(self.rules) - MAX_SHOWN
+        return "\n".join(map(printable, lines + ([f"  … and {left} more rules"] if left > 0 else [])))
+
+    def _head(self) -> str:
+        said = f": {self.description}" if self.description else ""
+        return f"{self.name!r} of {self.family}, {len(self.rules)} rule{'s' if len(self.rules) != 1 else ''}{said}"
+
+    def _repr_html_(self) -> str:
+        from ..display import page
+
+        count = page.fitting(f"{rule.hf}{rule.to}" for rule in self.rules)
+        pairs = "".join(
+            f'<li class="r">{page.name(rule.hf)}</li><li class="r to">{page.name("→ " + rule.to)} '
+            f'<span class="s m">{page.shown(rule.axes, page.MAX_NAME)}</span></li>'
+            for rule in self.rules[:count]
+        )
+        left = page.more(len(self.rules) - count, "rule")
+        about = page.facts([("from", self.source)] if self.source else [])
+        return page.frame(f"<p><b>Layout</b> {page.shown(self._head())}</p>{about}<ul>{pairs}</ul>{left}", repr(self))
 
     @property
     def is_hub(self) -> bool:

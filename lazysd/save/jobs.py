@@ -57,6 +57,9 @@ class Job(NamedTuple):
     parts: tuple[Part, ...]
     nbytes: int
 
+    def __repr__(self) -> str:
+        return f"Job(shard {self.shard}, {len(self.parts)} parts, {self.nbytes} bytes)"
+
     def runs(self) -> Iterator[tuple[int, int, int]]:
         """(offset in the buffer, offset in the file, bytes) of parts that touch each other in the file."""
         begun, offset, nbytes = 0, self.parts[0].offset, 0
@@ -82,7 +85,7 @@ class Job(NamedTuple):
         return glue(found)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Shard:
     """A file of the output."""
 
@@ -92,6 +95,9 @@ class Shard:
     units: tuple[tuple[Target, ...], ...]  # targets that share source bytes stay together
     nbytes: int  # of the whole file
     sink: Sink  # the kind of file
+
+    def __repr__(self) -> str:
+        return f"Shard({self.name!r}, {self.num_targets} tensors, {self.nbytes} bytes)"
 
     @property
     def targets(self) -> Iterator[Target]:

@@ -6,6 +6,7 @@ import sys
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from math import prod
+from textwrap import indent
 from typing import Any
 
 from ..errors import LayoutError, MemoryBudgetError
@@ -29,10 +30,11 @@ SMALLEST_TILE_NBYTES = 64 << 10
 SCRATCH_NBYTES = 4 << 20  # blocks, their transposes and a thread, for each worker
 COMPUTE_NBYTES = 20 << 20  # float32 temporaries of a computed tile, for each worker
 BASE_NBYTES = 12 << 20  # the library itself, headers being parsed, the index being written
+MAX_SHARDS = 100  # listed as HTML
 NODE_NBYTES = 800  # what a tensor costs in Python objects: node, key, header entry, place in the plan
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Plan:
     """A frozen description of a save. `str(plan)` for people, `as_dict()` for programs."""
 
@@ -73,16 +75,35 @@ class Plan:
             "shards": [{"name": s.name, "nbytes": s.nbytes, "tensors": s.num_targets} for s in self.shards],
         }
 
-    def __str__(self) -> str:
+    def _facts(self) -> list[tuple[str, str]]:
         files = f"{len(self.shards)} file{'s' if len(self.shards) != 1 else ''}"
-        lines = [
-            f"read   {format_nbytes(self.read_nbytes)} of {self.num_sources} tensors",
-            f"write  {format_nbytes(self.write_nbytes)}: {self.num_tensors} tensors in {files}",
-            f"memory {format_nbytes(self.peak_nbytes)} projected, {format_nbytes(self.max_memory)} allowed, "
-            f"{format_nbytes(self.smallest_nbytes)} would do; {self.workers} worker{'s' if self.workers != 1 else ''}",
-            f"lossy  {self._losses()}",
+        memory = (
+            f"{format_nbytes(self.peak_nbytes)} projected, {format_nbytes(self.max_memory)} allowed, "
+            f"{format_nbytes(self.smallest_nbytes)} would do; {self.workers} worker{'s' if self.workers != 1 else ''}"
+        )
+        return [
+            ("read", f"{format_nbytes(self.read_nbytes)} of {self.num_sources} tensors"),
+            ("write", f"{format_nbytes(self.write_nbytes)}: {self.num_tensors} tensors in {files}"),
+            ("memory", memory),
+            ("lossy", self._losses()),
+            *(("note", note) for note in self.notes),
         ]
-        return "\n".join(lines + [f"note   {note}" for note in self.notes])
+
+    def __str__(self) -> str:
+        return "\n".join(f"{word:6} {said}" for word, said in self._facts())
+
+    def __repr__(self) -> str:
+        return f"Plan\n{indent(str(self), '  ')}"
+
+    def _repr_html_(self) -> str:
+        from ..display import page
+
+        rows = [(shard.name, f"{shard.num_targets:,}", format_nbytes(shard.nbytes)) for shard in self.shards]
+        files = page.counted(len(rows), "file")
+        table = page.table(("file", "tensors", "bytes"), rows, "file", MAX_SHARDS)
+        is_open = " open" if len(rows) <= 4 else ""
+        shards = f"<details{is_open}><summary>{files}</summary>{table}</details>"
+        return page.frame(f"<p><b>Plan</b></p>{page.facts(self._facts())}{shards}", repr(self))
 
     def _losses(self) -> str:
         if self.lossy:
