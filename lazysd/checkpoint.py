@@ -75,7 +75,12 @@ class Checkpoint(Measuring, Showing, Mapping[str, LazyTensor]):
     def _detected(self) -> layouts.Layout | None:
         if self.facts.layout is not None and self.facts.family is not None:
             return layouts.get(self.facts.layout, self.facts.family)
-        return detect(self._tensors, self.config, self.facts.family, self.facts.adapter)
+        with self._quantised.explained() as load:
+            return detect(load.plain, self.config, self.facts.family, self.facts.adapter)
+
+    @cached_property
+    def _quantised(self) -> travel.Load:
+        return travel.load(self._tensors, self.config)
 
     @property
     def layout(self) -> str | None:
@@ -189,21 +194,22 @@ class Checkpoint(Measuring, Showing, Mapping[str, LazyTensor]):
             LayoutError: keys or shapes do not fit; nothing is dropped or guessed.
         """
         adapter = (self.facts.adapter or AdapterConfig()).stating(config)
-        quantised = travel.load(self._tensors, self.config)
         known = self.facts.layout if family in (None, self.facts.family) else None
         evidence: Any = {"config": self.config, "stated": config, "decide": decider(adapter)}
         evidence |= {"source": source or known, "family": family or self.facts.family, "trusted": source is None}
-        choice = layouts.choose(quantised.plain, to, where=self.path, **evidence)
-        plain, origin, target = quantised.plain, choice.origin, choice.target
-        if source or known:
-            check_stated(origin, plain, adapter, choice.config)
-        made, says = convert_adapter(plain, origin, target, choice.sizes, adapter, merge_rank, choice.firsts)
-        tensors = quantised.carried(made, choice)
+        with self._quantised.explained() as load:
+            choice = layouts.choose(load.plain, to, where=self.path, **evidence)
+            if source or known:
+                check_stated(choice.origin, load.plain, adapter, choice.config)
+            load.check(choice)
+            tensors, says = convert_adapter(load.plain, choice, adapter, merge_rank)
+            tensors = load.carried(tensors, choice)
         if mesh is not None:
             from .mesh.spread import spread_experts
 
-            tensors = spread_experts(tensors, target, mesh)
-        changes: dict[str, Any] = {"layout": target.name, "family": target.family, "config": choice.config}
+            tensors = spread_experts(tensors, choice.target, mesh)
+        changes: dict[str, Any] = {"layout": choice.target.name, "family": choice.target.family}
+        changes["config"] = choice.config
         if self.facts.adapter is not None or says.values:
             changed = says.files() if says != self.facts.adapter or not self.is_adapter else {}
             changes |= {"adapter": says, "json_files": {**self.facts.json_files, **changed}}

@@ -14,7 +14,8 @@ from .peft.generation import detect
 from .peft.kind import AdapterKind, Unmerged, kinds_of
 from .peft.ties import HEAD, untied, untying
 from .peft.updates import Updates
-from .quant.registry import find, method_of, settings_of
+from .quant.base import method_of
+from .quant.registry import find, settings_of
 from .tensor.lazy import LazyTensor
 
 

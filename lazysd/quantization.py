@@ -12,7 +12,7 @@ from .errors import LayoutError
 from .graph.node import Node
 from .graph.rewrite import build
 from .quant import registry
-from .quant.base import Settings
+from .quant.base import Settings, method_of
 from .quant.encoding import encode
 from .quant.fp8_blocks import BLOCK, block_of, settings_for
 from .quant.fp8_encoding import QuantizeScale, QuantizeWeight
@@ -43,7 +43,7 @@ def dequantize(checkpoint: Checkpoint, dtype: str = "bf16") -> Checkpoint:
     settings = registry.settings_of(config)
     tensors = decode_tensors(checkpoint, code, settings)
     if tensors.keys() == checkpoint.keys() and all(tensors[key] is node for key, node in checkpoint.items()):
-        if (method := registry.method_of(settings)) is not None and not _is_known(method):
+        if (method := method_of(settings)) is not None and not _is_known(method):
             raise LayoutError(
                 f"config.json says quant_method {method!r}, which lazysd does not decode; it can carry these weights "
                 "as they are (convert without --dtype), or decode them with the tool that wrote them"

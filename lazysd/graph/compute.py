@@ -57,6 +57,19 @@ class Computed(Op):
         return None
 
 
+def put(target: torch.Tensor, values: torch.Tensor) -> None:
+    """Write values into a destination of any strides, rounded as torch rounds, to the same bits whatever the strides.
+
+    torch's kernels for dense and for strided tensors spell the NaNs of bfloat16 differently; so what is rounded is
+    rounded densely.
+    """
+    if values.dtype != target.dtype:
+        values = values.contiguous()
+        if not target.is_contiguous():
+            values = values.to(target.dtype)
+    target.copy_(values)
+
+
 @dataclass(frozen=True, slots=True)
 class Cast(Computed):
     """The same values in another dtype, rounded as torch rounds."""
@@ -70,7 +83,7 @@ class Cast(Computed):
         return [(node.inputs[0], box)]
 
     def compute(self, target: torch.Tensor, operands: list[torch.Tensor], box: Box) -> None:
-        target.copy_(operands[0])
+        put(target, operands[0])
 
     def lossy(self, node: Node) -> str | None:
         source = node.inputs[0].code
@@ -124,7 +137,7 @@ class AddMatmul(Computed):
         for k in range(a.shape[-1]):
             torch.mul(a[..., k : k + 1], b[..., k : k + 1, :], out=term)
             total.add_(term)
-        target.copy_(total.mul_(self.scale).add_(base))
+        put(target, total.mul_(self.scale).add_(base))
 
     def lossy(self, node: Node) -> str | None:
         return "merge of a LoRA update"

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from ..errors import LayoutError
 from ..graph.building import many_nodes
 from ..layouts import converting as engine
+from ..layouts.choosing import Choice
 from ..layouts.rule import Layout
 from ..tensor.lazy import LazyTensor
 from .config import AdapterConfig, adapter_config_for
@@ -18,21 +19,17 @@ NO_ADAPTER = AdapterConfig()
 
 @many_nodes()
 def convert_adapter(
-    tensors: Mapping[str, LazyTensor],
-    origin: Layout,
-    target: Layout,
-    sizes: Mapping[str, int],
-    adapter: AdapterConfig,
-    merge_rank: bool = False,
-    firsts: Mapping[str, int] | None = None,
+    tensors: Mapping[str, LazyTensor], choice: Choice, adapter: AdapterConfig, merge_rank: bool = False
 ) -> tuple[dict[str, LazyTensor], AdapterConfig]:
     """A checkpoint or an adapter in another layout, and what adapter_config.json has to say about it. Reads nothing.
 
     Args:
-        tensors, origin, target, sizes, firsts: as in layouts.converting.convert.
+        tensors: keys in the origin.
+        choice: from which layout to which, and by which sizes.
         adapter: what adapter_config.json says, where there is one: ranks unfold what PEFT folds.
         merge_rank: per-expert LoRA whose gate and up differ becomes one LoRA of twice the rank.
     """
+    origin, target, sizes, firsts = choice.origin, choice.target, choice.sizes, choice.firsts
     if not merge_rank and not any(".lora_" in key for key in tensors):
         return engine.convert(tensors, origin, target, sizes, firsts), adapter
     hub = to_hub(tensors, origin, sizes, adapter, merge_rank, firsts)

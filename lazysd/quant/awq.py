@@ -52,8 +52,8 @@ class Awq(Scheme):
             if not groups or columns % groups:
                 raise ValueError(f"codes {label(packed)} do not divide into the {groups} groups of {label(scale)}")
             group = columns // groups
-        codes = build(Unpack(4, 1, rows, order=_PLACES), (packed,))
-        zeros = build(Unpack(4, 1, rows, order=_PLACES), (parts["zeros"],))
+        codes = build(Unpack(4, -1, rows, order=_PLACES), (packed,))
+        zeros = build(Unpack(4, -1, rows, order=_PLACES), (parts["zeros"],))
         made = build(Dequantize((group, 1), code), (codes, scale, zeros))
         return build(Permute((1, 0)), (made,))
 

@@ -36,15 +36,30 @@ class Form:
         return {**self.required, **self.optional}
 
 
-def and_fused(form: Form) -> tuple[Form, Form]:
-    """A form whose names begin with ".weight", and what they are called below a fused group: `gate_up_proj_scale`."""
+def and_fused(form: Form) -> tuple[Form, ...]:
+    """A form whose names begin with ".weight", and what they are called below a fused group.
 
-    def below(end: str) -> str:
+    That is `gate_up_proj_scale` beside `gate_up_proj`, and `w13_weight_scale` and `w13_input_scale` beside
+    `w13_weight`, as vLLM has it.
+    """
+
+    def plain(end: str) -> str:
         return end.removeprefix(".weight") if end.startswith(".weight") else "_" + end.removeprefix(".")
 
-    required = {role: below(end) for role, end in form.required.items()}
-    optional = {role: below(end) for role, end in form.optional.items()}
-    return form, Form("", required, optional, form.anchor, fused=True)
+    def below(end: str) -> str:
+        return "_" + end.removeprefix(".")
+
+    named = (("_weight", below), ("", plain))
+    return form, *(
+        Form(
+            weight,
+            {role: spelt(end) for role, end in form.required.items()},
+            {role: spelt(end) for role, end in form.optional.items()},
+            form.anchor,
+            fused=True,
+        )
+        for weight, spelt in named
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,7 +101,14 @@ class Scheme(ABC):
         self.refuse("write")
 
     numbers: ClassVar[tuple[str, ...]] = ("global_scale", "input_scale", "input_global_scale", "activation_scale")
-    number_dims: ClassVar[tuple[int, ...]] = (1,)  # shape of one such number beside the weight it belongs to
+
+    def is_number(self, role: str, parts: Parts) -> bool:
+        """Whether a part is one number for the whole weight; in a fused group, one for each expert and part of it."""
+        return role in self.numbers
+
+    def number_dims(self, settings: Settings) -> tuple[int, ...]:
+        """The shape of such a number beside the weight that it belongs to."""
+        return (1,)
 
     def cell(self, parts: Parts, settings: Settings) -> tuple[int, int] | None:
         """The rows and columns that share a scale, as stored; None where a weight cannot be cut and put together."""
@@ -109,6 +131,12 @@ class Scheme(ABC):
 
     def refuse(self, verb: str) -> NoReturn:
         raise LayoutError(f"lazysd does not {verb} {self.name} weights; write them with the tool that reads them")
+
+
+def method_of(settings: Settings) -> str | None:
+    """quant_method, as text; None where nothing is said."""
+    said = settings.get("quant_method")
+    return None if said is None else str(getattr(said, "value", said))
 
 
 def expect(parts: Parts, role: str, *codes: str) -> bool:

@@ -26,8 +26,8 @@ def byte_values(code: str, device: torch.device) -> torch.Tensor:
     """The 256 values of an 8-bit type, as float32. U8 and I8 stand for their numbers."""
     import torch
 
-    every = torch.arange(256, dtype=torch.uint8).view(dtypes.to_torch(code))
-    return every.float().to(device)
+    every = torch.arange(256, dtype=torch.uint8).view(dtypes.to_torch(code)).float()
+    return one_nan(every).to(device)
 
 
 @lru_cache(maxsize=16)
@@ -62,10 +62,15 @@ def lookup(table: torch.Tensor, codes: torch.Tensor) -> torch.Tensor:
     return table.index_select(0, index).view(codes.shape)
 
 
+def one_nan(values: torch.Tensor) -> torch.Tensor:
+    """The values with every NaN spelt alike: of a product of two NaNs, kernels differ in which one they keep."""
+    return values.masked_fill(values.isnan(), float("nan"))
+
+
 def scales_as_float(scale: torch.Tensor) -> torch.Tensor:
     """Scales as float32: floats of any width, or exponents stored as bytes."""
     import torch
 
     if scale.element_size() > 1:
-        return scale.to(torch.float32)
+        return one_nan(scale.to(torch.float32))
     return lookup(scale_values(dtypes.from_torch(scale.dtype), scale.device), scale)

@@ -14,7 +14,7 @@ from ..graph.node import Node
 from ..graph.rewrite import build, reshape
 from .base import FLOATS, FP8, Form, Parts, Scheme, Settings, and_fused, expect
 from .fp8_encoding import QuantizeScale, QuantizeWeight
-from .scaled import Dequantize
+from .scaled import Dequantize, blocks_by_shape
 
 BLOCK = (128, 128)
 _SCALES = (*FLOATS, "F8_E8M0", "U8")
@@ -46,22 +46,33 @@ class Fp8Blocks(Scheme):
     def fits(self, parts: Parts, settings: Settings) -> bool:
         return expect(parts, "codes", *FP8) and expect(parts, "scale", *_SCALES)
 
+    def number_dims(self, settings: Settings) -> tuple[int, ...]:
+        return ()
+
     def cell(self, parts: Parts, settings: Settings) -> tuple[int, int] | None:
-        return block_of(settings) or (None if parts["scale"].numel() == 1 else BLOCK)
+        if block_of(settings) is None and self._is_one(parts):
+            return blocks_by_shape(parts["codes"].dims, parts["scale"].dims, [])[0]
+        return block_of(settings) or BLOCK
+
+    def is_number(self, role: str, parts: Parts) -> bool:
+        return role in self.numbers or (role == "scale" and parts["scale"].ndim < parts["codes"].ndim)
 
     def turns(self, parts: Parts, settings: Settings) -> bool:
-        rows, columns = block_of(settings) or BLOCK
-        return rows == columns
+        block = block_of(settings)
+        return block[0] == block[1] if block is not None else not self._is_one(parts)
 
     def decode(self, parts: Parts, code: str, settings: Settings) -> Node:
         codes, scale = parts["codes"], parts["scale"]
         block = block_of(settings)
-        if block is None:
-            block = BLOCK
-            if codes.ndim >= 2 and scale.numel() == 1:  # one scale for all, whatever the shape
-                block = (codes.dims[-2], codes.dims[-1])
-                scale = reshape(scale, (1,) * codes.ndim)
-        return build(Dequantize(block, code), (codes, scale))
+        if block is None and self._is_one(parts):
+            block, shape = blocks_by_shape(codes.dims, scale.dims, [])
+            scale = reshape(scale, shape)
+        return build(Dequantize(block or BLOCK, code), (codes, scale))
+
+    def _is_one(self, parts: Parts) -> bool:
+        """Whether a scale is one number for all of a matrix, which is so where no block is stated."""
+        codes, scale = parts["codes"], parts["scale"]
+        return codes.ndim >= 2 and (scale.ndim < codes.ndim or scale.numel() == 1)
 
     def encode(self, node: Node, settings: Settings) -> dict[str, Node]:
         block = block_of(settings) or BLOCK

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from .. import dtypes
 from ..graph.base import Inputs
 from ..graph.boxes import Box, Dims
-from ..graph.compute import Computed
+from ..graph.compute import Computed, put
 from .codes import E4M3_MAX
 from .scaled import block_counts
 
@@ -104,7 +104,7 @@ class QuantizeWeight(_Blockwise):
             picked.append(slice(first, first + axis[-1] - axis[0] + 1, axis.step))
         rows, columns = picked
         codes = (weight.float() * factors)[..., rows, columns].clamp(-E4M3_MAX, E4M3_MAX)
-        target.copy_(codes)
+        put(target, codes)
 
     def lossy(self, node: Node) -> str | None:
         return f"quantise {dtypes.DTYPES[node.inputs[0].code].label} -> f8e4m3"

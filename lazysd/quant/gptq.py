@@ -47,9 +47,9 @@ class Gptq(Scheme):
         packed, scale, index = parts["codes"], parts["scale"], parts.get("g_idx")
         bits = self._bits(packed, parts["zeros"], scale, settings)
         columns = packed.dims[0] * 32 // bits
-        codes = build(Unpack(bits, 0, columns), (packed,))
+        codes = build(Unpack(bits, -2, columns), (packed,))
         plus = 0 if settings.get("checkpoint_format") == "gptq_v2" else 1
-        zeros = build(Unpack(bits, 1, scale.dims[1], plus), (parts["zeros"],))
+        zeros = build(Unpack(bits, -1, scale.dims[1], plus), (parts["zeros"],))
         group = 1
         if index is not None:
             if index.dims != (columns,):

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from .. import dtypes
 from ..graph.base import Inputs
 from ..graph.boxes import Box, Dims
-from ..graph.compute import Computed
+from ..graph.compute import Computed, put
 from .codes import exponents, pair_values, scale_values, scales_as_float
 from .scaled import blocks_of, spread
 
@@ -97,7 +97,7 @@ class DecodeNibbles(Computed):
             else:
                 found = found * spread(factors, -1, axis, self.group)
         if found is not target:
-            target.copy_(found)
+            put(target, found)
 
     def _is_whole(self, axis: range) -> bool:
         return axis.step == 1 and axis[0] % self.group == 0 and len(axis) % self.group == 0

@@ -17,9 +17,9 @@ from ..graph.rewrite import build, concat, reshape, slice_
 from .base import Form, Parts, Scheme, Settings, and_fused, expect
 from .codes import E4M3_MAX, FP4_MAX, FP4_VALUES
 from .fp4_encoding import Fp4Codes, Fp4Scale
-from .largest import largest
 from .nibbles import DecodeNibbles
 from .nvfp4_values import from_mxfp4, reciprocal
+from .reading import largest
 
 GROUP = 16
 
@@ -30,7 +30,6 @@ class Nvfp4ModelOpt(Scheme):
     name = "nvfp4-modelopt"
     methods = ("modelopt", "nvfp4")
     lists = "ignore"
-    number_dims = ()
     wants = "U8"
     forms: ClassVar[tuple[Form, ...]] = and_fused(
         Form(
@@ -42,6 +41,9 @@ class Nvfp4ModelOpt(Scheme):
 
     def fits(self, parts: Parts, settings: Settings) -> bool:
         return expect(parts, "codes", "U8") and expect(parts, "scale", "F8_E4M3")
+
+    def number_dims(self, settings: Settings) -> tuple[int, ...]:
+        return ()
 
     def cell(self, parts: Parts, settings: Settings) -> tuple[int, int] | None:
         return 1, GROUP

@@ -8,12 +8,13 @@ from typing import TYPE_CHECKING
 from .. import dtypes
 from ..errors import LayoutError
 from ..graph.base import Inputs
-from ..graph.boxes import Box, Dims, full_box
+from ..graph.boxes import Box, Dims
 from ..graph.compute import Computed
 from ..graph.node import Node
 from ..graph.rewrite import build, reshape
 from .base import Parts
 from .codes import EXPONENT_BIAS
+from .reading import materialized
 from .scaled import blocks_of
 
 if TYPE_CHECKING:
@@ -88,11 +89,11 @@ def from_mxfp4(parts: Parts) -> tuple[Node, Node, float]:
     """
     codes, scale = parts["codes"], parts["scale"]
     packed = codes if codes.ndim == scale.ndim else reshape(codes, (*scale.dims[:-1], scale.dims[-1] * codes.dims[-1]))
-    used = _materialized(scale).view(_uint8()).long()
+    used = materialized(scale).view(_uint8()).long()
     top = int(used.max()) if used.numel() else EXPONENT_BIAS
     low = used < top - (_TOP - _BOTTOM)
     if top == 255 or bool(low.any()):
-        values = _materialized(packed).unflatten(-1, (scale.dims[-1], -1))
+        values = materialized(packed).unflatten(-1, (scale.dims[-1], -1))
         held = ((values & 0x77) != 0).any(dim=-1)  # groups that hold more than zeros
         top = int(used[held].max()) if bool(held.any()) else EXPONENT_BIAS
         lost = int((held & (used < top - (_TOP - _BOTTOM))).sum())
@@ -109,13 +110,3 @@ def from_mxfp4(parts: Parts) -> tuple[Node, Node, float]:
 
 def _uint8() -> torch.dtype:
     return dtypes.to_torch("U8")
-
-
-def _materialized(node: Node) -> torch.Tensor:
-    import torch
-
-    from ..move.fill import fill_node
-
-    made = torch.empty(node.dims, dtype=dtypes.to_torch(node.code))
-    fill_node(made, node, full_box(node.dims))
-    return made

@@ -11,7 +11,7 @@ from typing import Any
 
 from ..errors import LayoutError
 from ..graph.node import Node
-from .base import Form, Scheme, Settings, Weight
+from .base import Form, Scheme, Settings, Weight, method_of
 
 Claim = tuple[Scheme, Form]
 
@@ -42,12 +42,6 @@ def settings_of(config: Any) -> Mapping[str, Any]:
             if said is not None:
                 return said if isinstance(said, Mapping) else vars(said)
     return {}
-
-
-def method_of(settings: Settings) -> str | None:
-    """quant_method, as text; None where nothing is said."""
-    said = settings.get("quant_method")
-    return None if said is None else str(getattr(said, "value", said))
 
 
 @cache

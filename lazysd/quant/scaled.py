@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from math import prod
 from typing import TYPE_CHECKING
 
 from .. import dtypes
 from ..graph.base import Inputs
 from ..graph.boxes import Box, Dims
-from ..graph.compute import Computed
+from ..graph.compute import Computed, put
 from .codes import byte_values, lookup, scales_as_float
 
 if TYPE_CHECKING:
@@ -22,6 +23,30 @@ EIGHT_BITS = ("F8_E4M3", "F8_E5M2", "F8_E4M3FNUZ", "F8_E5M2FNUZ", "I8", "U8")
 def block_counts(dims: Dims, block: tuple[int, int]) -> Dims:
     """Shape of the scales of a block-quantised tensor: the last two axes in blocks, the last block may be short."""
     return (*dims[:-2], -(-dims[-2] // block[0]), -(-dims[-1] // block[1]))
+
+
+def blocks_by_shape(codes: Dims, scale: Dims, stated: list[tuple[int, int]]) -> tuple[tuple[int, int], Dims]:
+    """(rows and columns of a block, shape of the scales as one for each block), as the shape of the scales tells.
+
+    One scale a row, one a stated block, one for a matrix, and in a fused group one for each expert, or for gate and up
+    of it. ValueError where it is none of these.
+    """
+    *lead, rows, columns = codes
+    if scale in ((*lead, rows, 1), (*lead, rows)):
+        return (1, columns), (*lead, rows, 1)
+    for block in stated:
+        if scale == block_counts(codes, block):
+            return block, scale
+    per = prod(scale) // max(prod(lead), 1)
+    if per in (1, 2) and not rows % per and prod(lead) * per == prod(scale):
+        flat = tuple(size for size in scale if size != 1)
+        if flat == tuple(size for size in (*lead, per) if size != 1) and (lead or per == 1):
+            return (rows // per, columns), (*lead, per, 1)
+    shown = ", ".join(f"{rows} x {columns}" for rows, columns in stated) or "none"
+    raise ValueError(
+        f"scales {list(scale)} are neither one for the tensor, nor one a row of codes {list(codes)}, nor one a block "
+        f"that config.json states ({shown})"
+    )
 
 
 def blocks_of(axis: range, size: int) -> range:
@@ -88,7 +113,7 @@ class Dequantize(Computed):
         elif self.zero:
             values -= self.zero
         values *= self._spread(scales_as_float(scale), box)
-        target.copy_(values)
+        put(target, values)
 
     def _spread(self, scales: torch.Tensor, box: Box) -> torch.Tensor:
         columns = spread(scales, -1, box[-1], self.block[1])

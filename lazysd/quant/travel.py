@@ -7,39 +7,105 @@ refused: blocks that would straddle gate and up, packed columns that would have 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 from ..errors import LayoutError
 from ..graph.building import many_nodes
-from ..graph.rewrite import reshape
 from ..layouts.choosing import Choice
 from ..layouts.converting import convert
 from ..layouts.keys import parse_key
 from ..layouts.pattern import parse_axes
-from ..layouts.rule import Layout, Rule
+from ..layouts.rule import Layout
 from ..tensor.lazy import LazyTensor
 from . import registry
-from .base import Settings, Weight
+from .base import FLOATS, Settings, Weight
+from .companions import ADVICE, Kind, as_matrix, as_stored, kind_of
+from .cutting import is_turned, moving_axes, part_axes, refuse_straddling, rule_of
 
 Tensors = Mapping[str, LazyTensor]
-_ADVICE = "dequantise both first: --dtype bf16, lazysd.quantization.dequantize"
 
 
 class Load:
-    """The quantised weights among the tensors of a conversion."""
+    """The quantised weights among the tensors of a checkpoint."""
 
-    def __init__(self, tensors: Tensors, weights: list[Weight], settings: Settings):
+    def __init__(self, tensors: Tensors, settings: Settings):
         self._tensors, self._settings = tensors, settings
-        self._weights = {weight.key: weight for weight in weights}
-        at = {weight.parts["codes"]: weight for weight in weights}
-        parts = set(registry.parts_of(weights))
-        self.plain: dict[str, Any] = {}  # key -> node, each quantised weight as the plain one it stands for
-        for key, node in tensors.items():
-            if key in at:
-                self.plain[at[key].key] = registry.decode(at[key], tensors, "BF16", settings)
+        self._weights: dict[str, Weight] = {}
+        self._error: LayoutError | None = None  # why some are carried as tensors like others
+        self.plain: dict[str, Any] = dict(tensors)  # each quantised weight as the plain one it stands for
+        try:
+            found = registry.find(tensors, settings)
+        except LayoutError as error:
+            self._error = error
+        else:
+            if found:
+                self._decode(found)
+
+    def _decode(self, weights: list[Weight]) -> None:
+        made: dict[str, tuple[Weight, Any]] = {}
+        for weight in weights:
+            try:
+                made[weight.parts["codes"]] = weight, registry.decode(weight, self._tensors, "BF16", self._settings)
+            except LayoutError as error:
+                self._error = self._error or error
+        parts = set(registry.parts_of(weight for weight, _ in made.values()))
+        self.plain = {}
+        for key, node in self._tensors.items():
+            if key in made:
+                weight, decoded = made[key]
+                self.plain[weight.key], self._weights[weight.key] = decoded, weight
             elif key not in parts:
                 self.plain[key] = node
+
+    @contextmanager
+    def explained(self) -> Iterator[Load]:
+        """Around what the layouts do: where they refuse parts that make no whole weights, the error says why."""
+        try:
+            yield self
+        except LayoutError as error:
+            if self._error is None:
+                raise
+            raise self._error from error
+
+    def check(self, choice: Choice) -> None:
+        """Raise LayoutError where a group of experts is quantised in several ways, or in part."""
+        if not self._weights or choice.origin is choice.target:
+            return
+        seen: dict[tuple[str, ...], tuple[str, Kind | None]] = {}
+        for key in self.plain:
+            rule = rule_of(choice.origin, key)
+            if rule is None or not (axes := parse_axes(rule.axes, rule.shared, rule.diagonal)[1].keys):
+                continue
+            fields = parse_key(rule.to).match(key) or {}
+            group = (rule.to, *(text for name, text in fields.items() if name not in axes))
+            kind = self._kind(key)
+            first, other = seen.setdefault(group, (key, kind))
+            if kind != other:
+                raise LayoutError(self._mixture((first, other), (key, kind)))
+
+    def _kind(self, key: str) -> Kind | None:
+        return kind_of(self._weights[key], self._tensors) if key in self._weights else None
+
+    def _mixture(self, *both: tuple[str, Kind | None]) -> str:
+        """Why two weights cannot stand in one group."""
+        (plain, none), (key, kind) = sorted(both, key=lambda found: found[1] is not None)
+        if kind is not None and none is None and self.plain[plain].code not in FLOATS:
+            suffixes = {role: self._weights[key].parts[role] for role in self._weights[key].scheme.forms[0].required}
+            lacking = " and ".join(part for role, part in suffixes.items() if role != "codes")
+            return (
+                f"{plain} is {self.plain[plain].code} and nothing scales it, but beside {key} of the same group stands "
+                f"{lacking}; is a shard missing?"
+            )
+        said = (self._described(plain, none), self._described(key, kind))
+        return f"experts of one group are quantised in several ways: {said[0]}, {said[1]}; {ADVICE}"
+
+    def _described(self, key: str, kind: Kind | None) -> str:
+        if kind is None:
+            return f"{key} is plain ({self.plain[key].code})"
+        with_ = ", ".join(f"{role} ({stored})" for role, stored in kind.companions.items())
+        return f"{key} is {kind.scheme} with {with_}"
 
     @many_nodes()
     def carried(self, made: dict[str, LazyTensor], choice: Choice) -> dict[str, LazyTensor]:
@@ -55,155 +121,154 @@ class Load:
         if not self._weights:
             return made
         decoded = {id(self.plain[key]): weight for key, weight in self._weights.items()}
-        moved = set(self._weights) - {decoded[id(node)].key for node in made.values() if id(node) in decoded}
-        codes, companions = self._converted(moved, choice)
+        stays = {key: decoded[id(node)] for key, node in made.items() if id(node) in decoded}
+        parts = self._converted(made, {weight.key for weight in stays.values()}, choice)
         result: dict[str, Any] = {}
         for key, node in made.items():
-            if id(node) in decoded:  # the very same weight, perhaps under another name
-                weight = decoded[id(node)]
+            if key in stays:  # the very same weight, perhaps under another name
+                weight = stays[key]
                 nodes = weight.nodes(self._tensors)
-                result |= {
-                    weight.parts[role] if key == weight.key else _name(key, role, weight): nodes[role] for role in nodes
-                }
-            elif key in codes:
-                first, example = codes[key]
-                also = {role: found[key] for role, found in companions.items() if key in found}
-                parts = {"codes": first, **also}
-                _check(key, example, parts, node, choice.target, choice.sizes, self._settings)
-                result |= {_name(key, role, example): part for role, part in parts.items()}
+                names = weight.parts if key == weight.key else _names(key, weight)
+                result |= {names[role]: nodes[role] for role in nodes}
+            elif key in parts:
+                result |= parts[key]
             else:
                 result[key] = node
         return result
 
-    def _converted(
-        self, moved: set[str], choice: Choice
-    ) -> tuple[dict[str, tuple[Any, Weight]], dict[str, dict[str, Any]]]:
-        """(key in the target -> codes and a weight of their scheme; role -> key in the target -> companion)."""
-        weights = [weight for key, weight in self._weights.items() if key in moved]
-        if not weights:
-            return {}, {}
-        for weight in weights:
-            nodes = weight.nodes(self._tensors)
-            _check(weight.key, weight, nodes, self.plain[weight.key], choice.origin, choice.sizes, self._settings)
-        if len(kinds := {weight.scheme.name for weight in weights}) > 1:
-            raise LayoutError(f"experts are quantised in several ways ({', '.join(sorted(kinds))}); {_ADVICE}")
-        free = {axis: size for axis, size in choice.sizes.items() if axis[0] not in "hi"}  # packed, or in blocks
+    def _converted(self, made: Tensors, stays: set[str], choice: Choice) -> dict[str, dict[str, Any]]:
+        """Key in the target -> the tensors that stand for it."""
+        kinds: dict[Kind, list[Weight]] = {}
+        for key, weight in self._weights.items():
+            if key not in stays:
+                kinds.setdefault(kind_of(weight, self._tensors), []).append(weight)
+        result: dict[str, dict[str, Any]] = {}
+        for kind, weights in kinds.items():
+            moving = _Moving(self._tensors, self.plain, kind, weights, choice, self._settings)
+            for key, parts in moving.parts(made).items():
+                names = _names(key, weights[0])
+                result[key] = {names[role]: node for role, node in parts.items()}
+        return result
 
-        def converted(parts: Tensors) -> dict[str, LazyTensor]:
-            return convert(parts, choice.origin, choice.target, free, choice.firsts)
 
-        first = weights[0]
-        codes = converted({weight.key: self._tensors[weight.parts["codes"]] for weight in weights})
-        self._refuse_turns(first, codes, choice)
-        companions: dict[str, dict[str, Any]] = {}
-        for role in dict.fromkeys(role for weight in weights for role in weight.parts if role != "codes"):
-            made = converted({w.key: _as_matrix(w, role, self._tensors) for w in weights if role in w.parts})
-            companions[role] = {key: _as_stored(node, codes[key], role, first) for key, node in made.items()}
-        return {key: (node, first) for key, node in codes.items()}, companions
+class _Moving:
+    """Weights of one kind on their way from one layout to another."""
 
-    def _refuse_turns(self, weight: Weight, made: Tensors, choice: Choice) -> None:
+    def __init__(
+        self, tensors: Tensors, plain: Tensors, kind: Kind, weights: list[Weight], choice: Choice, settings: Settings
+    ):
+        self._tensors, self._plain, self._kind, self._weights = tensors, plain, kind, weights
+        self._choice, self._settings, self._scheme = choice, settings, weights[0].scheme
+        self._parts = part_axes(choice.origin) | part_axes(choice.target)
+        self._free = moving_axes(choice.origin) | moving_axes(choice.target)
+        self._checked: set[tuple[Any, ...]] = set()
+
+    def parts(self, made: Tensors) -> dict[str, dict[str, Any]]:
+        """Key in the target -> role -> node. `made` holds the plain weights in the target."""
+        origin, target = self._choice.origin, self._choice.target
+        for weight in self._weights:
+            self._check(weight.key, weight.nodes(self._tensors), self._plain[weight.key], origin)
+        with self._naming("codes"):
+            moved = self._moved({weight.key: self._tensors[weight.parts["codes"]] for weight in self._weights}, 1)
+        codes = {key: node for key, node in moved.items() if key in made and node.code != made[key].code}
+        self._refuse_turns(codes)
+        result: dict[str, dict[str, Any]] = {key: {"codes": node} for key, node in codes.items()}
+        for role, stored in self._kind.companions.items():
+            with self._naming(role):
+                found = self._moved(
+                    {weight.key: self._matrix(weight, role, stored) for weight in self._weights},
+                    self._rows(role) if stored == "full" else 1,
+                )
+                for key, node in codes.items():
+                    result[key][role] = as_stored(found[key], node, stored, self._scheme.number_dims(self._settings))
+        for key, parts in result.items():
+            self._check(key, parts, made[key], target)
+        return result
+
+    def _rows(self, role: str) -> int:
+        """How many rows of the codes share one of a part."""
+        nodes = self._weights[0].nodes(self._tensors)
+        cell = self._scheme.cell(nodes, self._settings)
+        if role == "scale" and "zero_point" not in nodes and cell is not None:
+            return cell[0]
+        return max(nodes["codes"].dims[-2] // max(nodes[role].dims[-2], 1), 1)
+
+    def _matrix(self, weight: Weight, role: str, stored: str) -> LazyTensor:
+        turned = is_turned(self._choice.origin, weight.key)
+        return as_matrix(weight, role, stored, turned, self._settings, self._tensors)
+
+    def _moved(self, parts: dict[str, LazyTensor], rows: int) -> dict[str, LazyTensor]:
+        """Parts by the rules of their weights. What else the rules speak of goes along, so that no layer lacks it."""
+        sizes = {
+            axis: size // rows if axis in self._parts else size
+            for axis, size in self._choice.sizes.items()
+            if axis not in self._free
+        }
+        beside = {
+            key: node
+            for key, node in self._plain.items()
+            if key not in parts
+            and (rule := rule_of(self._choice.origin, key))
+            and "|" not in rule.axes
+            and "+" not in rule.axes
+        }
+        return convert({**beside, **parts}, self._choice.origin, self._choice.target, sizes, self._choice.firsts)
+
+    @contextmanager
+    def _naming(self, role: str) -> Iterator[None]:
+        """Errors of the engine, which calls a part by the key of its weight, under the part's own name."""
+        try:
+            yield
+        except LayoutError as error:
+            said = str(error).removesuffix(ADVICE)
+            raise LayoutError(f"{self._weights[0].parts[role]}: {said.rstrip('; ')}; {ADVICE}") from error
+
+    def _refuse_turns(self, codes: Tensors) -> None:
         """Refuse a target that transposes what has a meaning along columns only."""
-        if weight.scheme.turns(weight.nodes(self._tensors), self._settings):
+        first, target = self._weights[0], self._choice.target
+        if self._scheme.turns(first.nodes(self._tensors), self._settings):
             return
-        was = _turned(choice.origin, weight.key)
-        if any(_turned(choice.target, key) != was for key in made):
+        was = is_turned(self._choice.origin, first.key)
+        if any(is_turned(target, key) != was for key in codes):
             raise LayoutError(
-                f"{weight.parts['codes']} and {weight.parts['scale']} would have to be transposed for layout "
-                f"{choice.target.name!r}, which {weight.scheme.name} codes and scales cannot be; {_ADVICE}"
+                f"{first.parts['codes']} and {first.parts['scale']} would have to be transposed for layout "
+                f"{target.name!r}, which {self._scheme.name} codes and scales cannot be; {ADVICE}"
             )
+
+    def _check(self, key: str, parts: Mapping[str, Any], plain: LazyTensor, layout: Layout) -> None:
+        """Refuse parts whose blocks a layout would cut, or mix. `plain` is the plain weight in the layout."""
+        rule = rule_of(layout, key)
+        seen = (layout.name, rule and rule.to, plain.dims, *((role, node.dims) for role, node in parts.items()))
+        if seen in self._checked:
+            return
+        self._checked.add(seen)
+        shown = self._weights[0].parts["scale"] if layout is self._choice.target else self._scale_of(key)
+        cell = self._scheme.cell(parts, self._settings)
+        try:
+            if cell is None:
+                raise LayoutError(f"{self._scheme.name} stores a weight so that it cannot be split")
+            refuse_straddling(key, layout, plain.dims, cell, self._choice.sizes)
+            dims = self._scheme.dims(parts, self._settings)
+            if dims != plain.dims:
+                raise LayoutError(f"codes and scales of {list(dims)} stand for {list(plain.dims)}")
+        except (ValueError, LayoutError) as error:
+            raise LayoutError(f"{shown}: {error}; {ADVICE}") from error
+
+    def _scale_of(self, key: str) -> str:
+        return next(weight.parts["scale"] for weight in self._weights if weight.key == key)
+
+
+def _names(key: str, weight: Weight) -> dict[str, str]:
+    """Role -> key of the parts of the weight that is called `key` now."""
+    form = next((form for form in weight.scheme.forms if key.endswith(form.weight)), None)
+    if form is None:
+        raise LayoutError(
+            f"{weight.key} becomes {key}, for which {weight.scheme.name} has no names for codes and scales; {ADVICE}"
+        )
+    stem = key.removesuffix(form.weight)
+    return {role: stem + end for role, end in form.suffixes.items()}
 
 
 def load(tensors: Tensors, config: Mapping[str, Any] | None) -> Load:
-    """What is quantised among some tensors: nothing where what there is makes no whole weights."""
-    settings = registry.settings_of(config)
-    try:
-        return Load(tensors, registry.find(tensors, settings), settings)
-    except LayoutError:
-        return Load(tensors, [], settings)  # the layouts refuse the parts, or carry them as tensors like others
-
-
-def _name(key: str, role: str, weight: Weight) -> str:
-    """The key of a part of the weight that is called `key` now."""
-    form = next(form for form in weight.scheme.forms if key.endswith(form.weight))
-    return key.removesuffix(form.weight) + form.suffixes[role]
-
-
-def _as_matrix(weight: Weight, role: str, tensors: Tensors) -> LazyTensor:
-    """A companion with as many axes as the codes: one number is one row and column."""
-    codes, node = tensors[weight.parts["codes"]], tensors[weight.parts[role]]
-    if node.ndim >= codes.ndim:
-        return node
-    if codes.ndim == 2:
-        return reshape(node, (1, node.numel()))
-    if node.numel() == 1:
-        raise LayoutError(f"{weight.parts[role]} is one number for all experts of {weight.parts['codes']}; {_ADVICE}")
-    return reshape(node, (*node.dims, *(1,) * (codes.ndim - node.ndim)))
-
-
-def _as_stored(node: LazyTensor, codes: LazyTensor, role: str, weight: Weight) -> LazyTensor:
-    """A converted companion in the shape that its scheme gives it."""
-    if role not in weight.scheme.numbers:
-        return reshape(node, (node.numel(),)) if role == "shape" and node.ndim == 2 else node
-    if codes.ndim == 2:
-        return reshape(node, weight.scheme.number_dims)
-    return reshape(node, node.dims[:1] + tuple(size for size in node.dims[1:] if size != 1))
-
-
-def _rule(layout: Layout, key: str) -> Rule | None:
-    return next((rule for rule in layout.rules if not rule.rename and parse_key(rule.to).match(key)), None)
-
-
-def _turned(layout: Layout, key: str) -> bool:
-    """Whether a layout stores the columns of an expert's matrix before its rows."""
-    rule = _rule(layout, key)
-    if rule is None:
-        return False
-    left, right = parse_axes(rule.axes, rule.shared, rule.diagonal)
-    row, column = (group[-1] for group in left.groups[-2:])
-    where = {axis: place for place, group in enumerate(right.groups) for axis in group}
-    return where[row] > where[column]
-
-
-def _check(
-    key: str,
-    weight: Weight,
-    parts: Mapping[str, Any],
-    plain: LazyTensor,
-    layout: Layout,
-    sizes: Mapping[str, int],
-    settings: Settings,
-) -> None:
-    """Refuse parts whose blocks a layout would cut, or mix. `plain` is the plain weight in the layout."""
-    rule = _rule(layout, key)
-    shown = weight.parts["scale"]
-    cell = weight.scheme.cell(parts, settings)
-    if cell is None:
-        raise LayoutError(f"{shown}: {weight.scheme.name} stores a weight so that it cannot be split; {_ADVICE}")
-    if rule is not None:
-        left, right = parse_axes(rule.axes, rule.shared, rule.diagonal)
-        moving = {group[-1] for group in left.groups[-2:]}
-        words = parse_key(rule.hf).words
-        for place, block in zip(range(len(right.groups) - 2, len(right.groups)), cell, strict=True):
-            group = right.groups[place]
-            inner = next((axis for axis in group if axis in moving), None)
-            if inner is None or len(group) == 1 or block == 1:
-                continue
-            num = 1
-            for axis in group:
-                num *= 1 if axis == inner else len(words[axis]) if axis in words else sizes.get(axis, 0)
-            if group[-1] != inner:
-                raise LayoutError(
-                    f"{shown}: layout {layout.name!r} interleaves {' and '.join(group)}, blocks of {block} cannot; "
-                    f"{_ADVICE}"
-                )
-            if not num or (plain.dims[place] // num) % block:
-                raise LayoutError(
-                    f"{shown}: {num or 'several'} parts stand side by side in the {plain.dims[place]} of layout "
-                    f"{layout.name!r}, and blocks of {block} would straddle them, no part being a multiple; {_ADVICE}"
-                )
-    try:
-        dims = weight.scheme.dims(parts, settings)
-    except ValueError as error:
-        raise LayoutError(f"{shown}: {error}; {_ADVICE}") from error
-    if dims != plain.dims:
-        raise LayoutError(f"{shown}: codes and scales of {list(dims)} stand for {list(plain.dims)}; {_ADVICE}")
+    """What is quantised among some tensors. Builds nodes; reads nothing."""
+    return Load(tensors, registry.settings_of(config))

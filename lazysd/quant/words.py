@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Unpack(Computed):
-    """Unsigned integers of `bits` bits, packed without gaps along `axis` of a matrix of I32 words, low bits first; U8.
+    """Unsigned integers of `bits` bits, packed without gaps along `axis` of I32 words, low bits first; U8.
 
     `plus` is added to each, modulo 2 ** bits. `order` says where in its word element j of a word stands.
 
@@ -26,7 +26,7 @@ class Unpack(Computed):
     """
 
     bits: int
-    axis: int
+    axis: int  # from the last: -1 or -2
     size: int  # elements along `axis`; the last word may hold more
     plus: int = 0
     order: tuple[int, ...] = ()
@@ -34,10 +34,10 @@ class Unpack(Computed):
     def infer(self, inputs: Inputs) -> tuple[Dims, str]:
         (words,) = inputs
         num_words = -(-self.size * self.bits // 32)
-        if words.code != "I32" or words.ndim != 2 or words.dims[self.axis] != num_words:
+        if words.code != "I32" or words.ndim < 2 or words.dims[self.axis] != num_words:
             raise ValueError(
-                f"{self.size} integers of {self.bits} bits need an I32 matrix with {num_words} words along axis "
-                f"{self.axis}, got {words.code}{list(words.dims)}"
+                f"{self.size} integers of {self.bits} bits need I32 with {num_words} words along axis {self.axis}, got "
+                f"{words.code}{list(words.dims)}"
             )
         dims = list(words.dims)
         dims[self.axis] = self.size
@@ -69,7 +69,7 @@ class Unpack(Computed):
         start = self._words(axis).start
         first = [place * self.bits - start * 32 for place in self._places(axis)]  # the bit each element begins at
         at = torch.tensor(first, dtype=torch.int32, device=words.device)
-        shape = (-1, 1) if self.axis == 0 else (1, -1)
+        shape = (-1, 1) if self.axis == -2 else (1, -1)
         low = words.index_select(self.axis, at >> 5)
         shift, mask = (at & 31).view(shape), (1 << self.bits) - 1
         values = (low >> shift).bitwise_and_(mask)  # the sign is shifted in from above, and masked away
