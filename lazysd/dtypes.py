@@ -58,9 +58,12 @@ PACKED = frozenset(code for code, dtype in DTYPES.items() if dtype.bits < 8)
 NUMPY = frozenset(("BOOL", "U8", "I8", "I16", "U16", "F16", "I32", "U32", "F32", "C64", "F64", "I64", "U64"))
 
 
+_ITEMSIZE = {code: max(1, dtype.bits // 8) for code, dtype in DTYPES.items()}
+
+
 def itemsize(code: str) -> int:
     """Bytes an element of a node takes. Of types narrower than a byte, an element is a byte that holds several."""
-    return max(1, DTYPES[code].bits // 8)
+    return _ITEMSIZE[code]
 
 
 def is_packed(code: str) -> bool:

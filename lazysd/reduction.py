@@ -10,6 +10,8 @@ from collections.abc import Callable, Iterator, Sequence
 from math import prod
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+import numpy as np
+
 from . import dtypes
 from .errors import MemoryBudgetError
 from .graph.boxes import Box, box_dims, full_box, tiles
@@ -30,6 +32,7 @@ CHUNK = 1 << 16  # elements that are computed with at a time: their temporaries 
 _FIXED_NBYTES = 12 << 20  # for each worker: the mover's blocks, temporaries of a chunk, what malloc keeps
 _COMPUTED_NBYTES = 20 << 20  # more where values are computed on the way, as in a save
 
+Bytes = np.ndarray[Any, np.dtype[np.uint8]]
 Group = Sequence[Node]  # tensors of one shape, read side by side
 
 
@@ -38,7 +41,16 @@ class Tile(NamedTuple):
 
     number: int  # of the group
     box: Box
-    tensors: list[torch.Tensor]
+    codes: list[str]  # each tensor's dtype
+    held: list[Bytes]  # each tensor's elements
+
+    @property
+    def tensors(self) -> list[torch.Tensor]:
+        """The elements as torch tensors that share the memory; torch is imported for whoever asks for values."""
+        import torch
+
+        pairs = zip(self.held, self.codes, strict=True)
+        return [torch.from_numpy(held).view(dtypes.to_torch(code)).view(box_dims(self.box)) for held, code in pairs]
 
 
 def stream(
@@ -69,7 +81,9 @@ def stream(
         number, box = job
         if not hasattr(own, "buffers"):
             own.buffers = {}
-        visit(Tile(number, box, [_filled(node, box, k, own.buffers) for k, node in enumerate(groups[number])]))
+        group = groups[number]
+        held = [_filled(node, box, k, own.buffers) for k, node in enumerate(group)]
+        visit(Tile(number, box, [node.code for node in group], held))
         with lock:
             done += prod(box_dims(box)) * groups[number][0].itemsize
             if report is not None:
@@ -114,19 +128,17 @@ def _jobs(groups: Sequence[Group], most: int) -> Iterator[tuple[int, Box]]:
             yield number, tile
 
 
-def _filled(node: Node, box: Box, place: int, buffers: dict[int, torch.Tensor]) -> torch.Tensor:
+def _filled(node: Node, box: Box, place: int, buffers: dict[int, Bytes]) -> Bytes:
     """A box of a node in this worker's memory for the group's tensor number `place`."""
     import torch
 
     from .move.fill import fill
 
-    dims = box_dims(box)
-    nbytes = prod(dims) * node.itemsize
-    if place not in buffers or buffers[place].numel() < nbytes:
-        buffers[place] = torch.empty(nbytes, dtype=torch.uint8)
-    tile = buffers[place][:nbytes].view(dtypes.to_torch(node.code)).view(dims)
-    fill(tile, glue(pieces_of(node, box)))
-    return tile
+    nbytes = prod(box_dims(box)) * node.itemsize
+    if place not in buffers or len(buffers[place]) < nbytes:
+        buffers[place] = np.empty(nbytes, np.uint8)
+    fill(torch.from_numpy(buffers[place]).view(dtypes.to_torch(node.code)), glue(pieces_of(node, box)))
+    return buffers[place][:nbytes]
 
 
 def chunks(tensor: torch.Tensor) -> Iterator[torch.Tensor]:

@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
 import numpy as np
-import torch
 
 from .. import dtypes
 from ..graph.node import Node
 from ..peft.equality import unlike
-from ..reduction import Tile, place_in, stream
+from ..reduction import Bytes, Tile, place_in, stream
 from .magnitude import Magnitude, Sums, measurable
 from .result import Comparison, Difference
 
 if TYPE_CHECKING:
     from ..checkpoint import Checkpoint
+
+T = TypeVar("T")
+_STRETCH_NBYTES = 256 << 10  # of each side, compared at a time
 
 
 def compare(
@@ -112,24 +114,38 @@ def _read(
 
     def visit(tile: Tile) -> None:
         key = wanted[tile.number]
-        a, b = tile.tensors
-        if a.dtype != b.dtype:
-            sums = seen[key].sums
+        sums = seen[key].sums
+        if len(set(tile.codes)) > 1:
             assert sums is not None
-            sums.add(a, b, None)
+            sums.add(*_two(tile.tensors), None)
             return
-        x, y = (one.view(dtypes.bits_dtype(ours[key].code)) for one in (a, b))
         different = 0
-        if not torch.equal(x, y):
-            unequal = (x != y).view(-1).numpy()
+        if not _same(*_two(tile.held)):
+            x, y = (one.view(f"u{ours[key].itemsize}") for one in tile.held)
+            unequal = x != y
             different = int(np.count_nonzero(unequal))
             seen[key].num_different.append(different)
             seen[key].places.append(_shown(tile, int(unequal.argmax()), x, y))
-        if (sums := seen[key].sums) is not None:
-            sums.add(a, b, different)
+        if sums is not None:
+            sums.add(*_two(tile.tensors), different)
 
     stream([(ours[key], theirs[key]) for key in wanted], visit, num_workers, max_memory, report)
     return seen
+
+
+def _two(sides: list[T]) -> tuple[T, T]:
+    a, b = sides
+    return a, b
+
+
+def _same(x: Bytes, y: Bytes) -> bool:
+    """Whether two stretches of memory hold the same bytes: by words, while both are in a core's cache."""
+    whole = len(x) - len(x) % 8
+    for at in range(0, whole, _STRETCH_NBYTES):
+        stop = min(whole, at + _STRETCH_NBYTES)
+        if not np.array_equal(x[at:stop].view("u8"), y[at:stop].view("u8")):
+            return False
+    return np.array_equal(x[whole:], y[whole:])
 
 
 def _judge(result: Comparison, key: str, here: Node, there: Node, seen: _Seen, tolerance: float) -> None:
@@ -157,14 +173,14 @@ def _is_near(measured: Magnitude, sides: tuple[Node, Node], tolerance: float) ->
     return not wide or max(measured.norm, measured.other_norm) < 2.0**53
 
 
-def _shown(tile: Tile, flat: int, x: torch.Tensor, y: torch.Tensor) -> _Place:
+def _shown(tile: Tile, flat: int, x: Bytes, y: Bytes) -> _Place:
     """An element of a tile, with both values; with their bits where the values look the same."""
     position = place_in(tile.box, flat)
-    packed = dtypes.is_packed(dtypes.from_torch(tile.tensors[0].dtype))  # bytes that hold several values
-    left, right = (one.view(-1)[flat].item() for one in ((x, y) if packed else tile.tensors))
+    packed = dtypes.is_packed(tile.codes[0])  # bytes that hold several values
+    left, right = (one.reshape(-1)[flat].item() for one in ((x, y) if packed else tile.tensors))
     shown = f"the first at {list(position)}: {left!r} against {right!r}"
     if left == right or left != left:
-        bits = tuple(int(one.view(-1)[flat].item()) for one in (x, y))
+        bits = tuple(int(one[flat]) for one in (x, y))
         shown += f" (bits {bits[0]:#x} against {bits[1]:#x})"
     return _Place(position, shown)
 

@@ -5,11 +5,12 @@ from __future__ import annotations
 import threading
 from dataclasses import dataclass
 from math import fsum, inf, sqrt
-from typing import Any
-
-import torch
+from typing import TYPE_CHECKING, Any
 
 from ..reduction import chunks
+
+if TYPE_CHECKING:
+    import torch
 
 
 @dataclass(frozen=True)
@@ -91,6 +92,8 @@ class Sums:
 
     def add(self, a: torch.Tensor, b: torch.Tensor, num_changed: int | None) -> None:
         """A tile of both. `num_changed`: elements with other bits; None counts other values."""
+        import torch
+
         counts = [a.numel(), num_changed or 0, 0, 0, 0, 0, 0]
         parts: list[list[float]] = []
         largest = 0.0
@@ -132,4 +135,4 @@ def _bad(first: torch.Tensor, second: torch.Tensor, counts: list[int]) -> torch.
 
 
 def _count(mask: torch.Tensor) -> int:
-    return int(torch.count_nonzero(mask))
+    return int(mask.count_nonzero())

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, ClassVar, NamedTuple
 
@@ -23,7 +23,7 @@ class Piece(NamedTuple):
     strides: Dims  # how the destination advances along each axis of the box, in elements
 
 
-class Op(ABC):
+class Op:  # without ABCMeta, by which isinstance() takes ten times as long, and walks ask it of every piece
     """What a node does. `dims` and `code` below are shape and dtype, as in Node."""
 
     is_view: ClassVar[bool] = False  # the same elements, all of them, in another order or shape

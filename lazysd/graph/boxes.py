@@ -20,7 +20,7 @@ def full_box(dims: Dims) -> Box:
 
 def box_dims(box: Box) -> Dims:
     """Shape of the elements a box picks."""
-    return tuple(len(axis) for axis in box)
+    return tuple(map(len, box))
 
 
 @lru_cache(maxsize=4096)

@@ -7,10 +7,9 @@ import json
 import logging
 import os
 import sys
+from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-
-import torch
 
 from .._version import __version__
 from ..stores.base import File
@@ -116,7 +115,7 @@ def _write_beside(checkpoint: Checkpoint, plan: Plan, folder: OutputFolder) -> N
         records[name] = Record(*folder.write_file(name, pieces))
     facts = {
         "lazysd": __version__,
-        "torch": str(torch.__version__),
+        "torch": _torch_version(),
         "layout": checkpoint.layout,
         "family": checkpoint.family,
         "plan": folder.digest,
@@ -125,6 +124,12 @@ def _write_beside(checkpoint: Checkpoint, plan: Plan, folder: OutputFolder) -> N
     folder.write_file(MANIFEST, manifest.format_manifest(facts, plan.shards, folder.finished, records))
     for file in folder.sides.values():
         file.check_unchanged()
+
+
+def _torch_version() -> str:
+    """Of torch, which is not imported where no value is computed."""
+    loaded = sys.modules.get("torch")
+    return str(loaded.__version__) if loaded else metadata.version("torch")
 
 
 def _side_files(checkpoint: Checkpoint, plan: Plan) -> dict[str, File]:
