@@ -15,7 +15,8 @@ from .graph.boxes import row_major
 from .graph.leaves import FileRange
 from .graph.walk import below, pieces_of
 from .mesh.tensors import LazyDTensor
-from .move.materialize import FILLED_DEVICES, fill_into
+from .move.lanes import is_filled
+from .move.materialize import fill_into
 from .sizes import parse_size
 from .tensor.lazy import LazyTensor
 
@@ -173,7 +174,7 @@ class _ReadAhead:
 
 def read(node: LazyTensor, device: torch.device) -> torch.Tensor:
     """The tensor in memory of its own; a view of a mapped file would leave the reading to whoever touches it."""
-    if isinstance(node, LazyDTensor) or device.type not in FILLED_DEVICES:
+    if isinstance(node, LazyDTensor) or not is_filled(device.type):
         return node.materialize(device=device)
     if device.type == "cpu" and node.nbytes >= MAPPED_MIN_NBYTES:
         result = torch.frombuffer(mmap.mmap(-1, node.nbytes), dtype=node.dtype).view(node.dims)

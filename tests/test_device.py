@@ -15,7 +15,9 @@ import lazysd
 from lazysd.errors import ReadError
 from lazysd.move import fill as mover
 from lazysd.move.blocks import HOST_BLOCK_NBYTES
-from lazysd.move.device import CUDA_RING_NBYTES, SERIAL_NUMEL, CudaLane, copy_block, lane_for
+from lazysd.move.kernels.eager import SERIAL_NUMEL, copy_block
+from lazysd.move.lanes import lane_for
+from lazysd.move.lanes.cuda import CUDA_RING_NBYTES, CudaLane
 from lazysd.stores.base import File, Parts
 from lazysd.tensor.lazy import LazyTensor
 
@@ -63,7 +65,7 @@ class LateLane(CudaLane):
         self.caller = LateStream()
         self.kept: list[torch.Tensor] = []
         self.pinned_nbytes = 0
-        super().__init__(torch.device("cpu"), ring_nbytes)
+        super().__init__("cpu", ring_nbytes)
 
     def _new_stream(self) -> Any:
         return LateStream()
@@ -191,7 +193,7 @@ def test_slots_are_read_in_parts(monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 
 def test_other_devices_are_named() -> None:
     with pytest.raises(ValueError, match="xla"):
-        lane_for(torch.device("xla:0"))
+        lane_for("xla:0")
 
 
 def test_materialize_on_meta(ckpt: lazysd.Checkpoint) -> None:

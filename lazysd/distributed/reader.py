@@ -24,7 +24,7 @@ from ..errors import LayoutError, MissingTensorError
 from ..graph.rewrite import cast
 from ..mesh.tensors import LazyDTensor
 from ..move.materialize import fill_all
-from ..move.target import fill_target, is_fillable
+from ..move.target import fill_target, is_fillable, reads_from
 from ..tensor.lazy import LazyTensor
 from ..tensor.wrapping import as_lazy
 
@@ -91,16 +91,17 @@ class LazyStorageReader(StorageReader):
                 raise MissingTensorError(f"the state dict asks for {key}, which is no tensor of {self.checkpoint!r}")
             target = planner.resolve_tensor(item)
             box = tuple(slice(at, at + size) for at, size in zip(item.storage_offsets, item.lengths, strict=True))
-            wanted.append((item, target, node[box]))
+            part = node[box]
+            wanted.append((item, target, part, is_fillable(target) and not reads_from(part, target)))
         fill_all(
             [
                 (cast(node, dtypes.from_torch(target.dtype)), target.detach())
-                for _, target, node in wanted
-                if is_fillable(target)
+                for _, target, node, in_place in wanted
+                if in_place
             ]
         )
-        for item, target, node in wanted:
-            if not is_fillable(target):
+        for item, target, node, in_place in wanted:
+            if not in_place:
                 fill_target(target, node)
             planner.commit_tensor(item, target)
         done: Future[None] = Future()

@@ -16,12 +16,12 @@ from ..graph.sharded import Sharded
 from ..graph.walk import below, pieces
 from . import workers
 from .blocks import HOST_BLOCK_NBYTES, byte_ranges
+from .lanes import is_filled
 from .tiling import compute_tiles, tile_limit
 
 if TYPE_CHECKING:
     import torch
 
-FILLED_DEVICES = ("cpu", "cuda", "meta")  # others get a host tensor, moved by torch
 TILE_NBYTES = 16 << 20  # of a result that threads share out among themselves
 SHARE_NBYTES = 1 << 20  # of pieces that one thread takes at a time
 PARALLEL_MIN_NBYTES = 4 << 20
@@ -72,7 +72,7 @@ def materialize(node: Node, device: Any, dtype: Any, out: Any) -> torch.Tensor:
         return out  # type: ignore[no-any-return]
     wanted = node if dtype is None else cast(node, dtypes.from_torch(dtype))
     place = torch.device(device)
-    if place.type not in FILLED_DEVICES:
+    if not is_filled(place.type):
         return materialize(wanted, "cpu", None, None).to(place)
     if place.type == "cpu" and (view := mapped(wanted)) is not None:
         return view

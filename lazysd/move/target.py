@@ -11,7 +11,9 @@ from ..graph.leaves import InMemory
 from ..graph.node import Node
 from ..graph.rewrite import cast, slice_
 from ..graph.walk import below, pieces_of
-from .materialize import FILLED_DEVICES, fill_into, materialize
+from .kernels.base import shares_places
+from .lanes import is_filled
+from .materialize import fill_into, materialize
 
 
 def fill_target(out: Any, node: Node) -> None:
@@ -49,23 +51,14 @@ def is_dtensor(value: Any) -> bool:
 
 def is_fillable(target: torch.Tensor) -> bool:
     """Whether the mover can write into the tensor's memory itself."""
-    if target.layout != torch.strided or target.device.type not in FILLED_DEVICES:
+    if target.layout != torch.strided or not is_filled(target.device.type):
         return False
     return not (target.is_conj() or target.is_neg())
 
 
 def overlaps_itself(target: torch.Tensor) -> bool:
     """Whether several elements of a view share one place, as after expand() or unfold()."""
-    axes = sorted((stride, size) for size, stride in zip(target.shape, target.stride(), strict=True) if size > 1)
-    reach = 0
-    for stride, size in axes:
-        if stride <= reach:  # steps of this axis land among those of the smaller ones: look where each element lies
-            places = torch.zeros(1, dtype=torch.int64)
-            for step, count in axes:
-                places = (places[:, None] + torch.arange(count) * step).flatten()
-            return bool(target.numel()) and len(places.unique()) < len(places)
-        reach += (size - 1) * stride
-    return False
+    return shares_places(tuple(target.shape), target.stride())
 
 
 def reads_from(node: Node, target: torch.Tensor) -> bool:

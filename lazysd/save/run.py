@@ -8,9 +8,8 @@ import zlib
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-import torch
+import numpy as np
 
-from .. import dtypes
 from ..errors import MemoryBudgetError
 from ..move import workers
 from ..move.fill import fill
@@ -21,6 +20,8 @@ from ..stores.output_folder import OutputFolder
 from ..stores.shard_file import PAGE_NBYTES, ShardFile
 from .jobs import Job, Part, Shard
 from .plan import Plan
+
+Buffer = np.ndarray[Any, Any]  # bytes
 
 
 class Share(NamedTuple):
@@ -84,7 +85,7 @@ class Save:
         self.lock = threading.Lock()
         self.computing = threading.Semaphore(plan.workers)  # one thread more than that: it computes while one writes
         self.open: dict[int, _Open] = {}
-        self.buffers: list[torch.Tensor] = []  # output buffers that no thread uses at the moment
+        self.buffers: list[Buffer] = []  # output buffers that no thread uses at the moment
         self.total_nbytes = sum(_data_nbytes(plan.shards[number]) for number in self.shards)
         self.done_nbytes = 0
 
@@ -128,15 +129,12 @@ class Save:
     def _work(self, job: Job) -> None:
         opened, sums, at = self.open[job.shard], [], 0
         held = self._buffer(job.nbytes + PAGE_NBYTES)
-        start = (
-            job.parts[0].offset - held.data_ptr()
-        ) % PAGE_NBYTES  # memory and file agree modulo a page, see ShardFile
-        buffer = held[start : start + job.nbytes]
-        view = memoryview(_array(buffer))
+        address = held.__array_interface__["data"][0]
+        start = (job.parts[0].offset - address) % PAGE_NBYTES  # memory and file agree modulo a page, see ShardFile
+        view = held.data[start : start + job.nbytes]
         with self.computing:
             if job.nbytes:
-                target = buffer.view(dtypes.to_torch(job.parts[0].target.node.code))
-                fill(target, job.wanted(int(buffer.storage_offset())), exact=True)
+                fill(held, job.wanted(start), exact=True)
             for part in job.parts:
                 sums.append((part, part.offset, zlib.crc32(view[at : at + part.nbytes])))
                 at += part.nbytes
@@ -150,15 +148,15 @@ class Save:
         self._job_done(job.shard, opened)
         self._advance(job.nbytes)
 
-    def _buffer(self, nbytes: int) -> torch.Tensor:
+    def _buffer(self, nbytes: int) -> Buffer:
         """An output buffer; one that is too small goes before another comes, so there are as many as threads."""
         try:
             held = self.buffers.pop()
         except IndexError:
-            held = torch.empty(0, dtype=torch.uint8)
-        if held.numel() < nbytes:
+            held = np.empty(0, np.uint8)
+        if len(held) < nbytes:
             del held
-            held = torch.empty(nbytes, dtype=torch.uint8)
+            held = np.empty(nbytes, np.uint8)
         return held
 
     def _job_done(self, number: int, opened: _Open) -> None:
@@ -184,7 +182,3 @@ class Save:
 
 def _data_nbytes(shard: Shard) -> int:
     return shard.nbytes - shard.around_nbytes
-
-
-def _array(buffer: torch.Tensor) -> Any:
-    return buffer.numpy()

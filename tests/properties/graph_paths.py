@@ -32,7 +32,9 @@ from lazysd.distributed import LazyStorageReader
 from lazysd.graph.compute import AddMatmul, Agree, Computed
 from lazysd.graph.rewrite import build
 from lazysd.move import fill as mover
-from lazysd.move.device import CudaLane, Lane
+from lazysd.move import transpose
+from lazysd.move.lanes.cuda import CudaLane
+from lazysd.move.lanes.host import HostLane
 from lazysd.quant.scaled import Dequantize
 from lazysd.save.plan import make_plan
 from lazysd.stores.base import Cost
@@ -40,6 +42,8 @@ from lazysd.stores.memory import MemoryFile
 from lazysd.testing.comparing import bits_of
 from lazysd.testing.graphs import CODES, OPS, SIZES, Drawn, NotedFile, leaf, leaves, slices, step
 from lazysd.testing.reading import merged
+
+KERNELS = [kernel for kernel in transpose.members() if kernel.is_available()]  # whatever this machine has
 
 # Every size that decides how work is cut, by name, with small ones that make tiny tensors behave like huge ones.
 CONSTANTS: dict[str, tuple[int, ...]] = {
@@ -49,6 +53,8 @@ CONSTANTS: dict[str, tuple[int, ...]] = {
     "READ_NBYTES": (1, 7, 64),
     "SERIAL_NUMEL": (1, 3, 50),
     "TRANSPOSE_MIN_NUMEL": (1, 4, 30),
+    "DENSE_NBYTES": (1, 8, 100),
+    "TILE_NUMEL": (1, 2, 5),
     "TILE_NBYTES": (8, 64, 500),
     "SHARE_NBYTES": (1, 30, 300),
     "PARALLEL_MIN_NBYTES": (0, 200),
@@ -104,8 +110,8 @@ def constants(chosen: dict[str, int]) -> Iterator[None]:
             if name in COSTS:
                 cost = MemoryFile.cost._replace(**{name: value})
                 undo.enter_context(patch.object(MemoryFile, "cost", cost))
-        block = chosen.get("HOST_BLOCK_NBYTES", Lane.block_nbytes)
-        undo.enter_context(patch.object(Lane, "block_nbytes", block))
+        block = chosen.get("HOST_BLOCK_NBYTES", HostLane.block_nbytes)
+        undo.enter_context(patch.object(HostLane, "block_nbytes", block))
         yield
 
 
@@ -403,7 +409,9 @@ PATHS: dict[str, Callable[[Drawn, st.DataObject], None]] = {
 
 
 def check(path: str, data: st.DataObject) -> None:
-    """One graph, under some constants, along one path."""
+    """One graph, under some constants, along one path, moved by one kernel."""
     kind = data.draw(st.sampled_from(("small", "small", "wide", "computed")))
-    with constants(data.draw(drawn_constants(300 if kind == "wide" else 1))):
+    kernel = data.draw(st.sampled_from(KERNELS))
+    chosen = patch.object(transpose, "chosen", lambda: kernel)
+    with chosen, constants(data.draw(drawn_constants(300 if kind == "wide" else 1))):
         PATHS[path](data.draw(graphs(kind)), data)

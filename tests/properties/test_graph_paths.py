@@ -21,9 +21,10 @@ def test_every_way_gives_what_eager_torch_gives(path: str) -> None:
 
 
 def test_the_constants_are_drawn_where_they_are_used() -> None:
-    from lazysd.move import blocks, device, materialize
+    from lazysd.move import blocks, materialize
+    from lazysd.move.lanes import host
 
     with constants({"HOST_BLOCK_NBYTES": 24}):
-        assert blocks.HOST_BLOCK_NBYTES == materialize.HOST_BLOCK_NBYTES == device.HOST_BLOCK_NBYTES == 24
-        assert device.Lane.block_nbytes == 24
-    assert blocks.HOST_BLOCK_NBYTES == device.Lane.block_nbytes == 1 << 20
+        assert blocks.HOST_BLOCK_NBYTES == materialize.HOST_BLOCK_NBYTES == host.HOST_BLOCK_NBYTES == 24
+        assert host.HostLane.block_nbytes == 24
+    assert blocks.HOST_BLOCK_NBYTES == host.HostLane.block_nbytes == 1 << 20

@@ -1,0 +1,1 @@
+"""Ways to copy a strided block: one file each, found by `move.transpose`."""
