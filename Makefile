@@ -10,10 +10,11 @@ PEFT018 := .venv-peft018
 OTHERS := nemo-automodel==0.7.0 torchtitan==0.3.0 litgpt==0.5.13 torchtune==0.6.1
 # Installed by itself and first, so that what follows finds torch present and leaves its build (CPU or CUDA) as it is.
 TORCH := torch==2.13.0
+BUILT_FROM := pyproject.toml setup.py lazysd/move/_strided.c
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test test-tiny test-peft018 lint fuzz bench clean check-python
+.PHONY: help demo test test-tiny test-peft018 lint fuzz sanitize bench clean check-python
 
 help:  ## this list
 	@grep -E '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z0-9-]+):.*## /\1\t/' | expand -t 16
@@ -38,11 +39,21 @@ lint: $(TEST)/.installed  ## ruff (format and lint) and mypy
 fuzz: $(TEST)/.installed  ## random graphs under random constants against eager torch: SECONDS=600, GRAPHS=100000, SEED=0
 	$(TEST)/bin/python tests/fuzz.py --seconds $(or $(SECONDS),600) $(if $(GRAPHS),--graphs $(GRAPHS)) --seed $(or $(SEED),0)
 
+# Leaks are not looked for: Python itself keeps memory to its end. Preloaded, for python is built without a sanitizer.
+sanitize: $(TEST)/.installed  ## the compiled kernel under ASan and UBSan, with and without vectors (needs gcc)
+	for variant in vectors -DNO_VECTORS; do \
+	  CFLAGS="-g -O1 -fsanitize=address,undefined -fno-sanitize-recover=all $${variant#vectors}" \
+	    $(TEST)/bin/python setup.py -q build_ext --force --build-lib build/sanitize --build-temp build/sanitize && \
+	  LD_PRELOAD="$$(gcc -print-file-name=libasan.so) $$(gcc -print-file-name=libubsan.so)" PYTHONMALLOC=malloc \
+	    ASAN_OPTIONS=detect_leaks=0:detect_odr_violation=0 \
+	    $(TEST)/bin/python tests/sanitized.py build/sanitize || exit 1; \
+	done
+
 bench: $(TEST)/.installed  ## measure lazysd beside the alternatives
 	$(TEST)/bin/python benchmarks/run_all.py
 
 clean:  ## remove environments, caches and build output
-	rm -rf $(DEMO) $(TEST) $(PEFT018) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(DEMO) $(TEST) $(PEFT018) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis lazysd/move/*.so
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 check-python:
@@ -59,20 +70,20 @@ check-python:
 make_venv = @$(1)/bin/python -m pip --version >/dev/null 2>&1 || { \
 	echo "creating $(1) (downloads torch, a few minutes)"; "$(PYTHON)" -m venv --clear $(1); }
 
-$(DEMO)/.installed: pyproject.toml constraints.txt | check-python
+$(DEMO)/.installed: $(BUILT_FROM) constraints.txt | check-python
 	$(call make_venv,$(DEMO))
 	$(DEMO)/bin/python -m pip install -q $(TORCH)
 	$(DEMO)/bin/python -m pip install -q -c constraints.txt -e .
 	@touch $@
 
-$(TEST)/.installed: pyproject.toml constraints.txt | check-python
+$(TEST)/.installed: $(BUILT_FROM) constraints.txt | check-python
 	$(call make_venv,$(TEST))
 	$(TEST)/bin/python -m pip install -q $(TORCH)
 	$(TEST)/bin/python -m pip install -q -c constraints.txt -e '.[test]'
 	$(TEST)/bin/python -m pip install -q --no-deps $(OTHERS)
 	@touch $@
 
-$(PEFT018)/.installed: pyproject.toml requirements-peft018.txt | check-python
+$(PEFT018)/.installed: $(BUILT_FROM) requirements-peft018.txt | check-python
 	$(call make_venv,$(PEFT018))
 	$(PEFT018)/bin/python -m pip install -q $(TORCH)
 	$(PEFT018)/bin/python -m pip install -q -r requirements-peft018.txt

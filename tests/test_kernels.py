@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +12,7 @@ import pytest
 import torch
 
 from lazysd.move import lanes, transpose
-from lazysd.move.kernels import eager, plain
+from lazysd.move.kernels import compiled, eager, plain
 from lazysd.move.kernels.base import Strided
 from lazysd.move.lanes import lane_for
 from lazysd.testing.conformance.moving import KernelSuite, LaneSuite, blocks, expected
@@ -30,6 +32,67 @@ class TestPlainInSmallTiles(KernelSuite):
 
 class TestEager(KernelSuite):
     kernel = eager.KERNEL
+
+
+has_compiled = pytest.mark.skipif(
+    not compiled.KERNEL.is_available(), reason="no compiled kernel: no compiler was there, or LAZYSD_KERNEL=off"
+)
+
+
+@has_compiled
+class TestCompiled(KernelSuite):
+    kernel = compiled.KERNEL
+
+
+@has_compiled
+class TestCompiledInSmallTiles(KernelSuite):
+    kernel = compiled.KERNEL
+
+    @pytest.fixture(autouse=True, params=[1, 16, 19])
+    def small(self, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(compiled, "TILE_EDGE", request.param)
+
+
+@has_compiled
+def test_the_compiled_kernel_takes_no_nonsense(monkeypatch: pytest.MonkeyPatch) -> None:
+    memory, place = np.zeros(64, np.uint8), (0, (1,))
+    source = np.ones(64, np.uint8)
+    for edge in (0, -1, 65, 2**40):
+        monkeypatch.setattr(compiled, "TILE_EDGE", edge)
+        with pytest.raises((ValueError, OverflowError)):
+            compiled.KERNEL.copy((4,), 1, Strided(memory, *place), Strided(source, *place))
+    monkeypatch.undo()
+    for dims in ([4], (4.0,), ("x",), (1,) * 65, 4, (2**63,)):
+        with pytest.raises((ValueError, TypeError, OverflowError)):
+            compiled.KERNEL.copy(dims, 1, Strided(memory, *place), Strided(source, *place))  # type: ignore[arg-type]
+    for held in (3, "text", None, memory[::2], [1]):
+        with pytest.raises((TypeError, BufferError, ValueError)):
+            compiled.KERNEL.copy((4,), 1, Strided(held, *place), Strided(source, *place))
+        with pytest.raises((TypeError, BufferError, ValueError)):
+            compiled.KERNEL.copy((4,), 1, Strided(memory, *place), Strided(held, *place))
+    assert not memory.any()
+    many = (1,) * 64
+    compiled.KERNEL.copy(many, 1, Strided(memory, 0, many), Strided(source, 0, many))
+    assert memory.sum() == 1
+
+
+@pytest.mark.parametrize(("switch", "name"), [("off", "numpy"), ("OFF", "numpy"), ("on", None), ("", None)])
+def test_the_compiled_kernel_can_be_turned_off(switch: str, name: str | None) -> None:
+    code = "from lazysd.move import transpose; print(transpose.chosen().name)"
+    environment = os.environ | {"LAZYSD_KERNEL": switch}
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment)
+    usual = "compiled" if compiled.KERNEL.is_available() else "numpy"
+    assert (done.stdout.strip(), done.stderr) == (name or usual, "")
+
+
+def test_a_kernel_of_another_version_is_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(compiled, "VERSION", -1)
+    compiled._module.cache_clear()
+    try:
+        assert not compiled.KERNEL.is_available()
+    finally:
+        monkeypatch.undo()
+        compiled._module.cache_clear()
 
 
 class TestHostLane(LaneSuite):

@@ -46,6 +46,16 @@ class _Parser(argparse.ArgumentParser):
         return did_you_mean(found[1], set(known))
 
 
+class _Version(argparse.Action):
+    """What is installed. Which kernel there is, is found out only here."""
+
+    def __call__(self, parser: argparse.ArgumentParser, *given: object) -> NoReturn:
+        from ..move.transpose import chosen
+
+        print(f"lazysd {__version__}\nkernel: {chosen().name}")
+        parser.exit()
+
+
 def build_parser() -> argparse.ArgumentParser:
     """The parser of all commands."""
     parser = _Parser(
@@ -53,7 +63,7 @@ def build_parser() -> argparse.ArgumentParser:
         description="Open, inspect and convert safetensors checkpoints of any size in a few megabytes of memory.",
         epilog="Exit codes: 0 done, 1 a check failed, 2 usage, 3 bad input, 4 could not write, 130 or 143 interrupted.",
     )
-    parser.add_argument("--version", action="version", version=f"lazysd {__version__}")
+    parser.add_argument("--version", action=_Version, nargs=0, help="show the version, and what copies blocks of data")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
     for module in COMMANDS:
         name = module.__name__.rsplit(".", 1)[-1]

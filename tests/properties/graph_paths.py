@@ -55,6 +55,7 @@ CONSTANTS: dict[str, tuple[int, ...]] = {
     "TRANSPOSE_MIN_NUMEL": (1, 4, 30),
     "DENSE_NBYTES": (1, 8, 100),
     "TILE_NUMEL": (1, 2, 5),
+    "TILE_EDGE": (1, 2, 5),
     "TILE_NBYTES": (8, 64, 500),
     "SHARE_NBYTES": (1, 30, 300),
     "PARALLEL_MIN_NBYTES": (0, 200),
