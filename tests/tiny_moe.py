@@ -100,6 +100,21 @@ PLAIN_TYPES = [
     "hy_v3", "hy_v4", "kolibri1", "laguna", "mimo_v2_flash", "mistral4",
     "granitemoe", "granitemoeshared", "granitemoehybrid", "granitemoe_swa", "jamba", "nemotron_h",
 ]  # fmt: skip
+INKLING = {
+    "d_rel": 4,
+    "rel_extent": 8,
+    "mlp_layer_types": ["dense", "sparse"],
+    "unpadded_vocab_size": 38,
+    "n_shared_experts": 2,
+}
+INKLING2 = {
+    "d_rel": 4,
+    "rel_extent": 8,
+    "unpadded_vocab_size": 38,
+    "num_hidden_layers": 3,
+    "layer_types": ["hybrid_sliding", "hybrid", "hybrid"],
+}
+DOTS3 = {"shared_experts_intermediate_size": 7, "mlp_layer_types": ["dense", "sparse"]}
 # model_type -> sizes of config.json itself ("") and of its sub-configs, where SIZES will not do
 MODELS: dict[str, dict[str, Any]] = {
     **{name: {} for name in PLAIN_TYPES},
@@ -220,6 +235,94 @@ MODELS: dict[str, dict[str, Any]] = {
         },
     },
     "qwen4_exp": {"class": "Qwen4ExpForConditionalGeneration"},
+    "deepseek_v4": {
+        "": {
+            "num_hidden_layers": 3,
+            "layer_types": ["heavily_compressed_attention", "compressed_sparse_attention", "sliding_attention"],
+            "mlp_layer_types": ["hash_moe", "moe", "moe"],
+            "num_key_value_heads": 1,
+            "o_groups": 2,
+            "o_lora_rank": 3,
+            "partial_rotary_factor": 0.5,
+            "sliding_window": 8,
+            "hc_mult": 2,
+            "compress_rates": {"compressed_sparse_attention": 4, "heavily_compressed_attention": 8},
+        },
+    },
+    "inkling_mm_model": {
+        "text_config": INKLING,
+        "audio_config": {"n_mel_bins": 4, "mel_vocab_size": 5},
+        "vision_config": {"num_hidden_layers": 9},  # so many that no assignment problem has to be solved
+    },
+    "inkling_text": {"": INKLING},
+    "inkling2": {
+        "text_config": INKLING2,
+        "vision_config": {"text_hidden_size": HIDDEN, "projection_hidden_dim": 6, "posemb_grid_size": 2},
+    },
+    "inkling2_text": {"": INKLING2},
+    "mistral_large4": {"types": {"vision_config": "pixtral"}},
+    "dots3_note": {
+        "class": "Dots3NoteForConditionalGeneration",
+        "text_config": DOTS3,
+        "vision_config": {
+            "mlp_layer_types": ["dense", "sparse"],
+            "num_local_experts": 4,
+            "adapter_in_dim": HIDDEN,
+            "adapter_out_dim": HIDDEN,
+            "moe_intermediate_size": 6,
+        },
+        "audio_config": {
+            "adapter_input_size": HIDDEN,
+            "adapter_out_dim": HIDDEN,
+            "feature_size": 8,
+            "downsample_hidden_size": 4,
+        },
+    },
+    "dots3_note_text": {"class": "Dots3NoteForCausalLM", "": DOTS3},
+    "muse_spark": {
+        "text_config": {"moe_hidden_size": 12},
+        "": {"out_hidden_size": 10, "projector_hidden_size": 9},
+        "audio_config": {
+            "hidden_sizes": [4, 8, 8, 8],
+            "depths": [1, 1, 1, 1],
+            "out_hidden_size": HIDDEN,
+            "num_hidden_layers": 4,
+        },
+        "vision_config": {"pos_emb_height": 2, "pos_emb_width": 2, "max_position_embeddings": 4},
+    },
+    "deepseek_ocr2": {
+        "sam_config": {
+            "hidden_size": 8,
+            "num_attention_heads": 2,
+            "output_channels": 4,
+            "mlp_dim": 6,
+            "downsample_channels": [5, 16],
+            "window_size": 2,
+            "global_attn_indexes": [1],
+        },
+        "text_config": {"mlp_layer_types": ["dense", "sparse"]},
+    },
+    "doge": {"": {"is_moe": True, "num_experts": 16}},  # a square number
+    "diffusion_gemma": {
+        "text_config": {
+            "top_k_experts": 2,
+            "layer_types": ["sliding_attention", "full_attention"],
+            "global_head_dim": 8,
+        },
+        "types": {"vision_config": "gemma4_vision"},
+    },
+    "gemma4": {
+        "class": "Gemma4ForConditionalGeneration",
+        "text_config": {
+            "enable_moe_block": True,
+            "top_k_experts": 2,
+            "vocab_size_per_layer_input": 40,
+            "hidden_size_per_layer_input": 4,
+            "global_head_dim": 8,
+            "layer_types": ["sliding_attention", "full_attention"],
+        },
+        "types": {"vision_config": "gemma4_vision", "audio_config": "gemma4_audio"},
+    },
 }
 
 
@@ -271,7 +374,11 @@ def read(folder: Path) -> dict[str, torch.Tensor]:
 
 
 HUB_KEYS: dict[str, Callable[[str], str]] = {  # where transformers 5.23 saves other keys than the hub has
-    "kimi_k25": lambda key: key.replace("language_model.model.blocks.", "language_model.model.layers."),
+    "kimi_k25": lambda key: re.sub(
+        r"^(vision_tower\.)encoder\.(?=patch_embed)|^()model\.(?=mm_projector)",
+        r"\1",
+        key.replace("language_model.model.blocks.", "language_model.model.layers."),
+    ),
     "kimi_linear": lambda key: re.sub(r"block_sparse_moe\.((?:gate|up|down)_proj)\.", r"mlp.\1.", key),
 }
 

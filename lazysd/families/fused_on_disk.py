@@ -1,9 +1,10 @@
 """Families whose files are transformers' form in memory: experts stacked, gate over up, not transposed."""
 
-from ..layouts.family import FUSED, Experts, Family
+from ..layouts.family import FUSED, Experts, Family, Speech
 
 TESTED = "transformers 5.23, both forms saved and compared"
 LAYER = "{prefix}layers.{layer}."
+POST_NORM = LAYER + "mlp.experts.post_expert_norm.weight"
 SCALED = "nemo-automodel 0.7.0 multiplies per_expert_scale into down_proj, which has no way back"
 
 FAMILIES = (
@@ -34,6 +35,14 @@ FAMILIES = (
         model_types=("diffusion_gemma",),
         experts=Experts(LAYER + "experts.", disk=FUSED),
         speaks={"nemo": SCALED},
+        source=TESTED,
+    ),
+    Family(
+        name="muse_spark",
+        model_types=("muse_spark", "muse_spark_text"),
+        experts=Experts(disk=FUSED, hidden=("moe_hidden_size",)),
+        speaks={"hf-fused": Speech(renames=((POST_NORM, POST_NORM),))},
+        has=("mlp.experts.post_expert_norm.weight",),
         source=TESTED,
     ),
 )

@@ -41,10 +41,10 @@ def compose(origin: Layout, target: Layout, tensors: Mapping[str, LazyTensor]) -
             counts |= {
                 axis: len(here.target.words[axis]) for axis in here.target_side.keys if axis in here.target.words
             }
-        elif not rule.rename and any(rule.ends(False).template.match(key) for key in tensors):
+        elif not rule.rename and any(rule.ends(False).template.match(key) is not None for key in tensors):
             return None
     on = tuple(rule for rule in target.rules if _hub(rule) not in met)
-    if any(rule.ends(True).template.match(key) for rule in on if not rule.rename for key in tensors):
+    if any(rule.ends(True).template.match(key) is not None for rule in on if not rule.rename for key in tensors):
         return None
     back = tuple(rule for rule in origin.rules if _hub(rule) not in met)
     near = neighbourhoods([rule.ends(False) for rule in origin.rules] + [rule.ends(True) for rule in target.rules])

@@ -10,7 +10,7 @@ from ..errors import LayoutError
 from . import registry
 from .evidence import Evidence
 from .grouping import neighbourhoods
-from .rule import Layout
+from .rule import Layout, Rule
 
 STATE = (
     "state the family (family=, --family), if the checkpoint is laid out as one of them, or write a table for it "
@@ -199,8 +199,15 @@ def _by_renames(fitting: list[Layout], evidence: Evidence) -> list[Layout]:
 
 
 def _ways(layouts: list[Layout], evidence: Evidence) -> set[tuple[tuple[str, str], ...]]:
-    """The different readings of the keys that are there."""
-    return {tuple((str(rule.ends(False).side), rule.to) for rule, _ in evidence.used(layout)) for layout in layouts}
+    """The different readings of the keys that are there; a bystander that keeps its name is read in one way."""
+    return {
+        tuple((str(rule.ends(False).side), rule.to) for rule, _ in evidence.used(one) if not _stays(rule))
+        for one in layouts
+    }
+
+
+def _stays(rule: Rule) -> bool:
+    return rule.rename and rule.is_identity
 
 
 def _writer(text: str, candidates: Iterable[Layout]) -> str:

@@ -224,7 +224,7 @@ def writer(
     template: KeyTemplate, axes: tuple[str, ...], fixed: dict[str, str], firsts: Mapping[str, int]
 ) -> Callable[[tuple[int, ...]], str]:
     """What writes the key at an index of the key axes; the rest of the key is put together once."""
-    pieces = [token.text if token.kind == "literal" else fixed.get(token.text, "") for token in template.tokens]
+    pieces = [token.spelt(fixed) if token.text in fixed or token.kind == "literal" else "" for token in template.tokens]
     named = [None if token.kind == "literal" else token.text for token in template.tokens]
     fields = [(named.index(axis), number) for number, axis in enumerate(axes)]
     words = [template.words.get(axis) for axis in axes]

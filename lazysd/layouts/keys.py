@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, cached_property
 from typing import NamedTuple
 
 from .reading import is_ambiguous
 
 _FIELD = re.compile(r"\{(\w+)(?::([^{}]+))?\}")
+_SHIFT = re.compile(r"\+([1-9][0-9]?)")
 _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 NUMBER = r"(?:0|[1-9][0-9]{0,8})"  # ASCII, no leading zeros; longer ones count nothing that a checkpoint holds
 NAME, TEXT = "*", "**"
@@ -22,6 +24,7 @@ class Token(NamedTuple):
     text: str  # of a field: its name
     kind: str  # "literal", "prefix", "number", "words", "name" (no dots), "text"
     words: tuple[str, ...] = ()
+    shift: int = 0  # of a number: how much more it is in the key than in the field
 
     @property
     def regex(self) -> str:
@@ -30,6 +33,12 @@ class Token(NamedTuple):
             return re.escape(self.text)
         body = {"prefix": r"(?:.*\.)?", "number": NUMBER, "name": _OPEN[NAME], "text": _OPEN[TEXT]}.get(self.kind)
         return f"(?P<{self.text}>{body or '|'.join(map(re.escape, self.words))})"
+
+    def spelt(self, fields: Mapping[str, str]) -> str:
+        """The text that stands for the piece in a key with these fields."""
+        if self.kind == "literal":
+            return self.text
+        return fields[self.text] if not self.shift else str(int(fields[self.text]) + self.shift)
 
     @property
     def loose(self) -> str:
@@ -42,7 +51,8 @@ class KeyTemplate:
     """A family of keys: literal text with fields.
 
     `{prefix}` is any run of dotted names, or nothing; `{name}` is a number; `{name:a|b}` is one of the words given, and
-    counts as 0, 1, … in that order; `{name:*}` is one dotted name, `{name:**}` any text.
+    counts as 0, 1, … in that order; `{name:+1}` is a number, in the key one more than in the field;
+    `{name:*}` is one dotted name, `{name:**}` any text.
     Example: "{prefix}layers.{layer}.mlp.experts.{e}.{g:gate_proj|up_proj}.weight".
     """
 
@@ -59,11 +69,25 @@ class KeyTemplate:
         if self.literal not in key:
             return None
         found = self.regex.fullmatch(key)
-        return found.groupdict() if found else None
+        if found is None or not self.shifts:
+            return found.groupdict() if found else None
+        fields = found.groupdict()
+        for name, shift in self.shifts.items():
+            if int(fields[name]) < shift:
+                return None
+            fields[name] = str(int(fields[name]) - shift)
+        return fields
 
     def format(self, fields: dict[str, str]) -> str:
         """The key with these fields."""
+        if self.shifts:
+            return "".join([token.spelt(fields) for token in self.tokens])
         return "".join([token.text if token.kind == "literal" else fields[token.text] for token in self.tokens])
+
+    @cached_property
+    def shifts(self) -> dict[str, int]:
+        """Fields whose number is another one in the key."""
+        return {token.text: token.shift for token in self.tokens if token.shift}
 
     @property
     def is_broad(self) -> bool:
@@ -150,6 +174,8 @@ def _field(text: str, name: str, body: str | None) -> Token:
         return Token(name, "prefix")
     if body is None:
         return Token(name, "number")
+    if shift := _SHIFT.fullmatch(body):
+        return Token(name, "number", shift=int(shift[1]))
     if body in _OPEN:
         return Token(name, "name" if body == NAME else "text")
     words = tuple(body.split("|"))

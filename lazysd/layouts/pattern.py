@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 
 REST = "..."  # any run of axes, carried as it is
@@ -22,6 +22,8 @@ class Side:
 
     keys: tuple[str, ...]  # axes that live in key names, in brackets
     groups: tuple[tuple[str, ...], ...]  # one group of axes for each axis of the tensor
+    # Of one group, (n a b)|(n b a): how the tensor of each word of the key axis folds it; `groups` has the first.
+    orders: tuple[tuple[str, ...], ...] = ()
 
     @property
     def axes(self) -> tuple[str, ...]:
@@ -35,7 +37,7 @@ class Side:
 
     def without(self, key_axis: str) -> Side:
         """The same side lacking a key axis."""
-        return Side(tuple(axis for axis in self.keys if axis != key_axis), self.groups)
+        return replace(self, keys=tuple(axis for axis in self.keys if axis != key_axis))
 
     def of_rank(self, rank: int) -> Side:
         """With `...` spelt out for tensors of this rank, as axes "...0", "...1", …; itself where there is none.
@@ -48,13 +50,25 @@ class Side:
         if count < 0:
             raise ValueError(f"pattern '{self}' names {len(self.groups) - 1} tensor axes, the tensor has {rank}")
         rest = tuple((f"{REST}{number}",) for number in range(count))
-        return Side(self.keys, (*self.groups[:at], *rest, *self.groups[at + 1 :]))
+        return replace(self, groups=(*self.groups[:at], *rest, *self.groups[at + 1 :]))
+
+    @property
+    def alone(self) -> tuple[Side, ...]:
+        """The side of the tensor of each word, where they fold an axis each in its own order; else nothing."""
+        if not self.orders:
+            return ()
+        at = self.groups.index(self.orders[0])
+        return tuple(Side((), (*self.groups[:at], order, *self.groups[at + 1 :])) for order in self.orders)
 
     def __str__(self) -> str:
         def name(axis: str) -> str:
             return axis if "+" not in axis else axis.replace("+", "|") if self.keys else f"({axis.replace('+', ' + ')})"
 
-        shown = [name(group[0]) if len(group) == 1 else f"({' '.join(map(name, group))})" for group in self.groups]
+        def folded(group: tuple[str, ...]) -> str:
+            orders = self.orders if group in self.orders[:1] else (group,)
+            return "|".join(f"({' '.join(map(name, order))})" for order in orders)
+
+        shown = [name(group[0]) if len(group) == 1 else folded(group) for group in self.groups]
         return " ".join(([f"[{' '.join(self.keys)}]"] if self.keys else []) + shown)
 
 
@@ -78,12 +92,23 @@ def parse_axes(text: str, shared: str | None = None, diagonal: str | None = None
         if "1" in side.keys or any(REST in group and len(group) > 1 for group in (side.keys, *side.groups)):
             raise ValueError(f"axis pattern {text!r}: '...' and literal sizes stand outside of brackets and folds")
     alone = {axis for axis in (shared, diagonal and diagonal + "'") if axis}
+    for side in (left, right):
+        _check_orders(side, text)
     if (left.parts or right.parts) and left != right:
         alone.add(_key_of_parts(left, right, text))
     odd = (set(left.axes) ^ set(right.axes)) - {"1"}
     if odd != alone or (shared is not None and shared not in right.keys):
         raise ValueError(f"axis pattern {text!r}: {sorted(odd)} stand on one side only")
     return left, right
+
+
+def _check_orders(side: Side, text: str) -> None:
+    """Each word's order folds the same axes, and one key axis says which word a tensor is of."""
+    if any(sorted(order) != sorted(side.orders[0]) for order in side.orders) or (side.orders and len(side.keys) != 1):
+        raise ValueError(
+            f"axis pattern {text!r}: orders are written [c] (a b)|(b a), of the same axes each, on a side with one key "
+            "axis that has a word for each of them"
+        )
 
 
 def _key_of_parts(left: Side, right: Side, text: str) -> str:
@@ -106,7 +131,7 @@ def _second_renamed(side: Side, axis: str, text: str) -> Side:
     for group in side.groups:
         seen += group.count(axis)
         groups.append(tuple(axis + "'" if name == axis and seen == 2 else name for name in group))
-    return Side(side.keys, tuple(groups))
+    return replace(side, groups=tuple(groups))
 
 
 @cache
@@ -125,19 +150,24 @@ def parse_side(side: str, text: str = "") -> Side:
             raise wrong("[" + " ".join(tokens[1 : end + 1]))
         tokens = tokens[end + 1 :]
     groups: list[tuple[str, ...]] = []
+    orders: list[tuple[str, ...]] = []
     todo = iter(tokens)
     for token in todo:
         if token == "(":
             groups.append(_folded(todo, wrong))
         elif token == "|" and groups:
-            groups[-1] = (*groups[-1][:-1], f"{groups[-1][-1]}+{next(todo, '')}")
+            word = next(todo, "")
+            if word == "(" and len(groups[-1]) > 1 and orders[:1] in ([], [groups[-1]]):
+                orders = [*(orders or [groups[-1]]), _folded(todo, wrong)]
+            else:
+                groups[-1] = (*groups[-1][:-1], f"{groups[-1][-1]}+{word}")
         elif _is_axis(token) or token == REST:
             groups.append((token,))
         else:
             raise wrong(token)
     if not all(_is_axis(part) or part == REST for group in groups for axis in group for part in axis.split("+")):
         raise wrong("|")
-    return Side(keys, tuple(groups))
+    return Side(keys, tuple(groups), tuple(orders))
 
 
 def _folded(todo: Iterator[str], wrong: object) -> tuple[str, ...]:

@@ -31,6 +31,7 @@ def rearrange(
         return _parts(inputs, source, target, sizes)
     source, target = source.of_rank(len(dims)), target.of_rank(_rank_there(source, target, len(dims)))
     known = solve(source, dims, sizes)
+    inputs = _in_order(inputs, source.alone, known, back=False)
     lead = tuple(known[axis] for axis in source.keys)
     node = build(Stack(lead), inputs) if source.keys else inputs[0]
     here = tuple(axis for axis in source.axes if axis != "1")
@@ -49,7 +50,21 @@ def rearrange(
     whole = tuple(range(size) for size in shape[n:])
     picks = product(*(range(size) for size in shape[:n]))
     drop = tuple(range(n))
-    return [build(Slice((*(range(k, k + 1) for k in pick), *whole), drop), (node,)) for pick in picks], known
+    made = tuple(build(Slice((*(range(k, k + 1) for k in pick), *whole), drop), (node,)) for pick in picks)
+    return list(_in_order(made, target.alone, known, back=True)), known
+
+
+def _in_order(
+    nodes: tuple[LazyTensor, ...], sides: tuple[Side, ...], known: Mapping[str, int], back: bool
+) -> tuple[LazyTensor, ...]:
+    """The tensors of words that fold an axis in orders of their own: in the first one's order, or `back` again."""
+    if not sides:
+        return nodes
+    moved = []
+    for node, side in zip(nodes, sides, strict=True):
+        here, there = (sides[0], side) if back else (side, sides[0])
+        moved.append(_moved(node, here.groups, there.groups, known, fold=True))
+    return tuple(moved)
 
 
 def _rank_there(source: Side, target: Side, rank: int) -> int:

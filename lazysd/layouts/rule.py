@@ -65,9 +65,15 @@ def _check_axes(template: KeyTemplate, side: Side) -> None:
     absent = [axis for axis in side.keys if axis not in template.fields]
     if absent:
         raise ValueError(f"key template {template.text!r} has no field for key axes {absent}")
+    if shifted := [axis for axis in side.keys if axis in template.shifts]:
+        raise ValueError(
+            f"key axis {shifted[0]} of {template.text!r} counts from what `firsts` says, and takes no shift"
+        )
     for axis in side.keys:
         if template.kind(axis) not in ("number", "words"):
             raise ValueError(f"key axis {axis} of {template.text!r} should be a number or words, which count")
+    if side.orders and len(template.words.get(side.keys[0], ())) != len(side.orders):
+        raise ValueError(f"{template.text!r} should have one word of {side.keys[0]} for each order of {side.orders[0]}")
     if side.parts and side.keys and len(template.words.get(side.keys[0], ())) != side.parts.count("+") + 1:
         raise ValueError(f"{template.text!r} should have one word of {side.keys[0]} for each part of ({side.parts})")
 

@@ -138,7 +138,8 @@ def _drawn(
     numbers = draw(st.lists(st.integers(0, MAX_LAYER), min_size=1, max_size=max_layers, unique=True))
     if max_layers > 1 and draw(st.integers(0, 3)) == 3:
         numbers = [1, 10]  # one a prefix of the other
-    drawn = DrawnSizes(draw, sizes or {}, (*_same_names(table), *tied))
+    said = {axis: int(names[0]) for axis, names in table.sizes.items() if names and names[0].isdecimal()}
+    drawn = DrawnSizes(draw, said | dict(sizes or {}), (*_same_names(table), *tied))
     code_of = _dtype_rule(draw, dtypes)
     entries: Entries = {}
     if scenery is True and draw(st.integers(0, 5), label="nothing beside the experts") == 0:
@@ -147,7 +148,7 @@ def _drawn(
     renaming.sort(key=lambda rule: "..." in rule.axes)  # one that says the axes of a key decides its shape
     elsewhere = [layouts.parse_key(rule.to) for rule in renaming]  # names that only other layouts have
     beside = list(_scenery(prefix, numbers, drawn, draw, scenery == ALWAYS)) if scenery else []
-    beside = [item for item in beside if not any(template.match(item[0]) for template in elsewhere)]
+    beside = [item for item in beside if all(template.match(item[0]) is None for template in elsewhere)]
     if table.beside and not any(".experts." in rule.to for rule in table.rules):  # without experts there is no router
         beside = [item for item in beside if ".mlp." not in item[0]]
     if beside and beside[0][0] == prefix + EMBEDDING:  # where models have it
@@ -191,7 +192,7 @@ def _config(family: str, table: Layout, sizes: DrawnSizes) -> dict[str, Any]:
     config: dict[str, Any] = {"model_type": family}
     for axis, names in table.sizes.items():
         *path, name = names[0].split(".")
-        if not (name.isidentifier() or name.isdecimal()):  # a sum, say
+        if not (name.isidentifier() or (path and name.isdecimal())):  # a sum, say, or a number
             continue
         place = name.isdecimal()
         *path, name = path if place else (*path, name)
