@@ -18,7 +18,9 @@ from .quant.fp8_blocks import BLOCK, block_of, settings_for
 from .quant.fp8_encoding import QuantizeScale, QuantizeWeight
 from .tensor.wrapping import as_lazy
 
-_QUANTIZED = re.compile(r"(?:.*\.)?(?:mlp\.experts\.\d+\.(?:gate|up|down)_proj|self_attn\.[qkvo]_proj)\.weight")
+EXPERTS_AND_ATTENTION = re.compile(
+    r"(?:.*\.)?(?:mlp\.experts\.\d+\.(?:gate|up|down)_proj|self_attn\.[qkvo]_proj)\.weight"
+)
 _STATED_IN = ("hf_quant_config.json",)  # side files that say the same as quantization_config
 
 
@@ -171,12 +173,18 @@ def dequantize_pairs(tensors: Mapping[str, Any], code: str, block: tuple[int, in
 
 
 def quantize_pairs(
-    tensors: Mapping[str, Any], block: tuple[int, int] = BLOCK, scale_code: str = "F32"
+    tensors: Mapping[str, Any],
+    block: tuple[int, int] = BLOCK,
+    scale_code: str = "F32",
+    which: re.Pattern[str] = EXPERTS_AND_ATTENTION,
 ) -> dict[str, Any]:
-    """Expert and attention projections as FP8 codes and scales (lazy nodes); other values are handed back."""
+    """Matrices as FP8 codes and scales (lazy nodes), expert and attention projections unless `which` matches others.
+
+    Other values are handed back.
+    """
     result: dict[str, Any] = {}
     for key, value in tensors.items():
-        if _QUANTIZED.fullmatch(key) is None or _code(value) in ("F8_E4M3", "F8_E5M2"):
+        if which.fullmatch(key) is None or _code(value) in ("F8_E4M3", "F8_E5M2"):
             result[key] = value
             continue
         weight = as_lazy(value)

@@ -1,23 +1,25 @@
-"""NeMo Automodel's Qwen3-MoE adapter, on lazysd's graph: the same interface and results, lazy where the input is lazy.
+"""NeMo Automodel's adapters for grouped experts, on lazysd's graph: same interface and results, lazy for lazy input.
 
 Source of the behaviour: nemo-automodel 0.7.0, models/qwen3_moe/state_dict_adapter.py. It need not be installed.
 """
 
 from __future__ import annotations
 
+import logging
 import re
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
+from .. import dtypes
 from ..errors import MissingExpertsError
 from ..graph.rewrite import cast
-from ..layouts import apply
+from ..layouts import Rule, apply
 from ..mesh.tensors import LazyDTensor, experts_of, on_mesh
 from ..move.target import is_dtensor
-from ..quantization import block_size, dequantize_pairs, quantize_pairs
+from ..quantization import EXPERTS_AND_ATTENTION, block_size, dequantize_pairs, quantize_pairs
 from ..tensor.lazy import LazyTensor
 from ..tensor.wrapping import as_lazy
-from . import grouped, lora, upstream
+from . import grouped, lora, spelling, upstream
 from .results import finish, on_meta, views, wanting_grad
 
 if TYPE_CHECKING:
@@ -25,10 +27,13 @@ if TYPE_CHECKING:
     from torch.distributed.device_mesh import DeviceMesh
 
 _BACKENDS_OF_MODEL_STORAGE = ("gmm", "torch_mm", "torch_mm_mxfp8")
+logger = logging.getLogger(__name__)
 
 
 class Qwen3MoeStateDictAdapter(lora.ParamWrapperMixin, *upstream.bases()):  # type: ignore[misc]
     """Convert Qwen3-MoE state dicts between Hugging Face's per-expert keys and NeMo's grouped ones.
+
+    The other families' adapters (families.py) are this one with other names for what stands beside the experts.
 
     Torch tensors in give torch tensors out, lazy tensors (a Checkpoint, say) give a Checkpoint that has read nothing.
     A tensor that is no expert's comes back as the very same object. Where nemo-automodel can be imported, this is a
@@ -56,6 +61,12 @@ class Qwen3MoeStateDictAdapter(lora.ParamWrapperMixin, *upstream.bases()):  # ty
         peft_layout: the ParamWrapper generation that `to_hf` writes, "peft-0.18" or "peft-0.19" (as upstream unasked).
     """
 
+    family: ClassVar[str] = "qwen3_moe"
+    spelling: ClassVar[tuple[Rule, ...]] = ()  # renames beyond those of the family's table
+    quantized: ClassVar[re.Pattern[str]] = EXPERTS_AND_ATTENTION  # keys that to_hf(quantization=True) writes as FP8
+    default_dtype: ClassVar[str] = "F32"
+    loads_in_place: ClassVar[bool] = True  # NeMo's own adapter of this family offers loading through views
+
     def __init__(
         self,
         config: Any,
@@ -65,12 +76,10 @@ class Qwen3MoeStateDictAdapter(lora.ParamWrapperMixin, *upstream.bases()):  # ty
         *,
         peft_layout: str | None = None,
     ):
-        import torch
-
         self.config = config
         self.moe_config = moe_config
         self.backend = backend
-        self.dtype = torch.float32 if dtype is None else dtype
+        self.dtype = dtypes.to_torch(self.default_dtype) if dtype is None else dtype
         self.peft_layout = lora.known_layout(peft_layout) if peft_layout is not None else None
         self._uses_model_prefix = True
         self._paramwrapper_layout_hint: str | None = None  # NeMo's checkpointing sets it from the adapter's stamp
@@ -91,7 +100,8 @@ class Qwen3MoeStateDictAdapter(lora.ParamWrapperMixin, *upstream.bases()):  # ty
     def supports_low_memory_dcp_load(self) -> bool:
         """Whether `to_hf(…, for_checkpoint_load=True)` gives views of the model's own memory."""
         mok = getattr(self.backend, "dispatcher", None) == "mok"
-        return self._storage_is_model and not mok and not getattr(self.moe_config, "expert_bias", False)
+        biased = getattr(self.moe_config, "expert_bias", False)
+        return self.loads_in_place and self._storage_is_model and not mok and not biased
 
     @property
     def _storage_is_model(self) -> bool:
@@ -176,9 +186,12 @@ class Qwen3MoeStateDictAdapter(lora.ParamWrapperMixin, *upstream.bases()):  # ty
                 made = self._load_views(fqn, tensor, made, ids)
         else:
             made = {fqn: tensor}
+        made = spelling.hub(made, self.family, self.spelling)
         if pattern:
             made = {key: value for key, value in made.items() if not re.match(pattern, key)}
-        return quantize_pairs(made, block_size(self.config)) if kwargs.get("quantization") else made
+        if not kwargs.get("quantization"):
+            return made
+        return quantize_pairs(made, block_size(self.config), which=self.quantized)
 
     def _load_views(self, fqn: str, tensor: Any, made: dict[str, Any], ids: range) -> dict[str, Any]:
         """Views of the tensor's own memory for a loader to fill; `from_hf` then knows what was filled in place."""
@@ -206,12 +219,13 @@ class Qwen3MoeStateDictAdapter(lora.ParamWrapperMixin, *upstream.bases()):  # ty
             LayoutError: a ValueError; keys or shapes that do not fit, or LoRA shapes that fit both generations.
         """
         experts = grouped.Experts(self.moe_config.n_routed_experts, self.moe_config.moe_inter_dim, self._is_gated_moe)
-        grouped.refuse_biases(hf_state_dict, getattr(self.moe_config, "expert_bias", False))
-        for key in hf_state_dict:
+        tensors = spelling.native(self._wanted(hf_state_dict), self.family, self.spelling)
+        grouped.refuse_biases(tensors, getattr(self.moe_config, "expert_bias", False))
+        for key in tensors:
             if ".mlp.experts." in key and key.endswith(".weight"):
                 self._uses_model_prefix = key.startswith("model.")
                 break
-        rest = self._without_views(hf_state_dict, experts)
+        rest = self._without_views(tensors, experts)
         mine = experts_of(device_mesh, experts.num_experts)
         grouped.check_complete(rest, experts, mine, device_mesh)
         rest = dequantize_pairs(
@@ -228,6 +242,17 @@ class Qwen3MoeStateDictAdapter(lora.ParamWrapperMixin, *upstream.bases()):  # ty
             node = cast(node, grouped.code_of(self.dtype))
             result[key] = node if device_mesh is None else on_mesh(node, device_mesh, experts.num_experts, split)
         return finish(result, hf_state_dict)
+
+    def leaves_out(self, key: str) -> bool:
+        """Whether NeMo's model of this family has no place for a key of the checkpoint: its MTP layers, for one."""
+        return False
+
+    def _wanted(self, tensors: Mapping[str, Any]) -> Mapping[str, Any]:
+        without = [key for key in tensors if self.leaves_out(key)]
+        if not without:
+            return tensors
+        logger.info("%d tensors have no place in this model and are left out, first %s", len(without), without[0])
+        return {key: value for key, value in tensors.items() if key not in set(without)}
 
     def _without_views(self, state_dict: Mapping[str, Any], experts: grouped.Experts) -> dict[str, Any]:
         """The keys that were not loaded in place; those that were must be there, and are recorded as done."""

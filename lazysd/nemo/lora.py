@@ -80,7 +80,8 @@ class ParamWrapperMixin:
 
     def _v5_peft_hf_expert_path_segment(self) -> str:
         """The Hugging Face module that owns those parameters."""
-        return self._v5_peft_target_parameters[0].rsplit(".", 1)[0]
+        owners = [name.rsplit(".", 1)[0] for name in self._v5_peft_target_parameters]
+        return owners[0] if owners else self._expert_path_segment
 
     @property
     def _expert_path_segment(self) -> str:
@@ -104,7 +105,7 @@ class ParamWrapperMixin:
         num_experts = self.moe_config.n_routed_experts
         if tensor.ndim != 3 or tensor.shape[0] != num_experts:
             raise LayoutError(f"{fqn} has shape {list(tensor.shape)}, expected [{num_experts}, …, …] from the config")
-        if kwargs.get("v4_compatible"):
+        if kwargs.get("v4_compatible") or not self._v5_peft_target_parameters:
             ids, mesh, _, tensor = grouped.place(fqn, tensor, num_experts)
             if mesh is not None:
                 raise LayoutError(f"{fqn} is spread over more than its experts; gather it first (full_tensor())")
