@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import struct
+import tracemalloc
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +19,8 @@ from hypothesis import strategies as st
 from lazysd.dtypes import DTYPES
 from lazysd.errors import FormatError, LazysdError, MissingShardError, ReadError, UnsupportedCheckpointError
 from lazysd.formats.safetensors.entries import Entry, Header
-from lazysd.formats.safetensors.header import format_header
 from lazysd.formats.safetensors.header import read_header as header_of
+from lazysd.formats.safetensors.header_writing import header_pieces, lay_out_header
 from lazysd.stores.local import LocalFile
 
 same_folder = settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
@@ -342,15 +343,18 @@ def test_reads_what_safetensors_writes(
 @same_folder
 @given(tensors, texts)
 @example({"a": ("F32", (2, 3)), "b": ("U8", (5,)), "é": ("BOOL", ())}, {"format": "pt"})
-def test_safetensors_reads_what_format_header_writes(
+def test_safetensors_reads_the_header_that_is_written(
     tmp_path: Path, specs: dict[str, tuple[str, tuple[int, ...]]], metadata: dict[str, str]
 ) -> None:
     arrays = {key: array(key, *spec) for key, spec in specs.items()}
-    head, starts = format_header([(key, *spec) for key, spec in specs.items()], metadata)
+    rows = [(key, *spec) for key, spec in specs.items()]
+    nbytes, starts = lay_out_header(rows, metadata)
+    head = b"".join(header_pieces(rows, metadata, nbytes))
     content = head + b"".join(value.tobytes() for value in arrays.values())
     path = tmp_path / "x.safetensors"
     path.write_bytes(content)
-    assert len(head) % 8 == 0
+    assert len(head) == nbytes
+    assert nbytes % 8 == 0
     assert int.from_bytes(head[:8], "little") == len(head) - 8
     mine = read_header(path)
     assert [mine.entries[key].start for key in specs] == starts
@@ -379,9 +383,9 @@ def test_safetensors_reads_what_format_header_writes(
         ([("k" * 100_000_001, "U8", (1,))], {}, "at most 100000000 are allowed; use smaller shards"),
     ],
 )
-def test_format_header_refuses(specs: list[Any], metadata: dict[str, Any], message: str) -> None:
+def test_writing_a_header_refuses(specs: list[Any], metadata: dict[str, Any], message: str) -> None:
     with pytest.raises(FormatError, match=message) as caught:
-        format_header(specs, metadata)
+        lay_out_header(specs, metadata)
     assert len(str(caught.value)) < 600
 
 
@@ -393,3 +397,31 @@ def test_golden_files(golden: Path) -> None:
         with safetensors.safe_open(path, "np") as theirs:
             assert header.entries.keys() == set(theirs.keys())
             assert header.metadata == (theirs.metadata() or {})
+
+
+def test_a_header_is_written_in_small_pieces() -> None:
+    """Tens of thousands of tensors: never the whole text at once, and byte for byte what json would make of it."""
+    rows = [(f"model.layers.{at}.é", "BF16", (at % 7, 3)) for at in range(20_000)]
+    nbytes, starts = lay_out_header(rows, {"format": "pt"})
+    tracemalloc.start()
+    try:
+        longest, total = 0, b""
+        for piece in header_pieces(iter(rows), {"format": "pt"}, nbytes):
+            longest, total = max(longest, len(piece)), total + piece
+        total = b""
+        tracemalloc.reset_peak()
+        before = tracemalloc.get_traced_memory()[0]
+        for piece in header_pieces(iter(rows), {"format": "pt"}, nbytes):
+            total = piece
+        grown = tracemalloc.get_traced_memory()[1] - before
+    finally:
+        tracemalloc.stop()
+    assert longest < 100_000
+    assert grown < 400_000 < nbytes
+    fields: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+    for (key, code, shape), start in zip(rows, starts, strict=True):
+        begin = start - nbytes
+        fields[key] = {"dtype": code, "shape": shape, "data_offsets": [begin, begin + 2 * shape[0] * shape[1]]}
+    text = json.dumps(fields, ensure_ascii=False, separators=(",", ":")).encode()
+    whole = b"".join(header_pieces(rows, {"format": "pt"}, nbytes))
+    assert whole == struct.pack("<Q", nbytes - 8) + text.ljust(nbytes - 8)

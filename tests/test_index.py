@@ -397,7 +397,9 @@ def test_format_index_writes_what_transformers_writes(golden: Path) -> None:
     content = (golden / "qwen3_moe_tiny" / INDEX).read_bytes()
     index = json.loads(content)
     shuffled = dict(sorted(index["weight_map"].items(), reverse=True))
-    written = b"".join(format_index(shuffled, index["metadata"]["total_size"], index["metadata"]["total_parameters"]))
+    written = b"".join(
+        format_index(shuffled.items(), index["metadata"]["total_size"], index["metadata"]["total_parameters"])
+    )
     assert written.rstrip(b"\n") == content.rstrip(b"\n")
     assert written.endswith(b"}\n")
     found = find_shards(golden / "qwen3_moe_tiny")

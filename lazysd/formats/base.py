@@ -158,6 +158,7 @@ class Sink(Protocol):
     """A kind of files to write. It says where bytes go; who moves them, syncs and renames knows no format."""
 
     name: ClassVar[str]
+    index_row_nbytes: ClassVar[int]  # memory that a tensor takes while `index` is written, all of them at a time
 
     def file_name(self, stem: str, number: int, total: int) -> str:
         """Of file `number` (from 1) of `total`."""
@@ -167,8 +168,13 @@ class Sink(Protocol):
         """Where a file has these tensors. Raises FormatError for what the format cannot hold."""
         ...
 
-    def around(self, rows: Iterable[Row], metadata: Mapping[str, str], checksums: Sequence[int]) -> Around:
-        """What stands around the tensors' data, whose CRC-32s are known by now; lengths never depend on them."""
+    def around(
+        self, rows: Iterable[Row], metadata: Mapping[str, str], checksums: Sequence[int], around_nbytes: int
+    ) -> Around:
+        """What stands around the tensors' data, in pieces of some kilobytes: `around_nbytes` in all, as laid out.
+
+        The CRC-32s of the tensors are known by now; no length depends on them.
+        """
         ...
 
     def index(self, stem: str, placed: Iterable[Placed], num_files: int) -> Iterator[tuple[str, Iterable[bytes]]]:

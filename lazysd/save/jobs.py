@@ -116,7 +116,8 @@ class Shard:
 
     def around(self, checksums: Sequence[int]) -> Around:
         """What stands around the tensors; made anew each time, for of many tensors it is much."""
-        return self.sink.around((_row(key, node) for key, node, _ in self.targets), self.metadata, checksums)
+        rows = (_row(key, node) for key, node, _ in self.targets)
+        return self.sink.around(rows, self.metadata, checksums, self.around_nbytes)
 
 
 def _row(key: str, node: Node) -> Row:

@@ -20,6 +20,7 @@ class DcpSink:
     """Writes `.metadata` and `__0_N.distcp`. Every tensor is one chunk; dcp.load cuts from it what a rank wants."""
 
     name = "dcp"
+    index_row_nbytes = 3000  # its metadata are objects of torch, pickled in one go
 
     def file_name(self, stem: str, number: int, total: int) -> str:
         return f"__0_{number - 1}.distcp"
@@ -37,7 +38,9 @@ class DcpSink:
             data += row.nbytes
         return StoredRows(starts, at - data, at)
 
-    def around(self, rows: Iterable[Row], metadata: Mapping[str, str], checksums: Sequence[int]) -> Around:
+    def around(
+        self, rows: Iterable[Row], metadata: Mapping[str, str], checksums: Sequence[int], around_nbytes: int
+    ) -> Around:
         at = 0
         for row, checksum in zip(rows, checksums, strict=True):
             before, behind = frame(row.code, row.dims, row.nbytes, checksum)

@@ -1,4 +1,4 @@
-"""The header of a safetensors file: a strict parser that keeps byte offsets, and its inverse.
+"""The header of a safetensors file: a strict parser that keeps byte offsets. Its inverse is header_writing.
 
 Source: the safetensors format (8 bytes little-endian length, JSON, data without holes). We refuse what safetensors 0.8
 lets through and two readers could understand differently: repeated names and entries written as lists.
@@ -6,10 +6,7 @@ lets through and two readers could understand differently: repeated names and en
 
 from __future__ import annotations
 
-import json
 import re
-import struct
-from collections.abc import Iterable, Mapping
 from typing import Any
 
 from ...errors import FormatError
@@ -81,7 +78,7 @@ def _build(top: tuple[tuple[str, Any], ...], data_start: int, file_nbytes: int) 
     found: list[tuple[int, int, str, Kind]] = []
     for key, fields in top:
         if key == METADATA:
-            metadata = _metadata(fields)
+            metadata = checked_metadata(fields)
         else:
             found.append(_entry(key, fields, data_start))
     if len({key for key, _ in top}) != len(top):
@@ -116,8 +113,8 @@ def _entry(key: str, fields: Any, data_start: int) -> tuple[int, int, str, Kind]
         if len(fields) != 3 or named.keys() != _FIELDS:
             raise _wrong_fields(fields, named)
         shape, offsets = named["shape"], named["data_offsets"]
-        _check_sizes("shape", shape)
-        _check_sizes("data_offsets", offsets)
+        check_sizes("shape", shape)
+        check_sizes("data_offsets", offsets)
         if len(offsets) != 2 or offsets[0] > offsets[1]:
             raise FormatError(f"expected data_offsets [begin, end] with begin <= end, found {show(offsets)}")
         start, stop = offsets
@@ -139,7 +136,7 @@ def _wrong_fields(fields: tuple[tuple[str, Any], ...], named: dict[str, Any]) ->
     return FormatError(f"expected the fields dtype, shape and data_offsets and no others, found {names}")
 
 
-def _check_sizes(name: str, sizes: Any) -> None:
+def check_sizes(name: str, sizes: Any) -> None:
     """Whole numbers only: to Python True == 1 == 1.0, so the type is checked and not the value."""
     if type(sizes) is not list:
         raise FormatError(f"expected {name} to be a list, found {show(sizes)}")
@@ -148,7 +145,7 @@ def _check_sizes(name: str, sizes: Any) -> None:
             raise FormatError(f"expected {name} of whole numbers from 0 to 2**63 - 1, found {show(size)}")
 
 
-def _metadata(fields: Any) -> dict[str, str]:
+def checked_metadata(fields: Any) -> dict[str, str]:
     if type(fields) is not tuple:
         raise FormatError(f"{METADATA}: expected an object of strings, found {show(fields)}")
     metadata: dict[str, str] = dict(fields)
@@ -158,54 +155,3 @@ def _metadata(fields: Any) -> dict[str, str]:
         if type(text) is not str:
             raise FormatError(f"{METADATA}: expected a string for {show(name)}, found {show(text)}")
     return metadata
-
-
-def format_header(
-    tensors: Iterable[tuple[str, str, tuple[int, ...]]], metadata: Mapping[str, str]
-) -> tuple[bytes, list[int]]:
-    """Write the header of a file that holds `tensors` one after the other.
-
-    >>> header, offsets = format_header([("a", "F32", (2, 3)), ("b", "U8", (5,))], {"format": "pt"})
-    >>> len(header) % 8, [offset - len(header) for offset in offsets]
-    (0, [0, 24])
-
-    Args:
-        tensors: (key, safetensors code, shape) in the order of the data. Wide dtypes first keeps every tensor aligned.
-        metadata: the file's `__metadata__`; left out where empty.
-
-    Returns:
-        The 8 length bytes and the JSON, padded with spaces so that the data starts at a multiple of 8; and the
-        absolute offset of every tensor, in the order given.
-
-    Raises:
-        FormatError: a key twice or not writable, an unknown code, metadata that is not text, more than 100 MB.
-    """
-    fields: dict[str, Any] = {}
-    starts: list[int] = []
-    if metadata:
-        fields[METADATA] = _metadata(tuple(metadata.items()))
-    end = 0
-    for key, code, shape in tensors:
-        if key in fields or key == METADATA:
-            reason = "the name is reserved for metadata" if key == METADATA else "the key is given twice"
-            raise FormatError(f"cannot write tensor {show(key)}: {reason}; rename or leave out one of them")
-        try:
-            _check_sizes("shape", list(shape))
-            nbytes = sized(code, tuple(shape)).nbytes
-        except FormatError as error:
-            raise FormatError(f"cannot write tensor {show(key)}: {error}") from None
-        fields[key] = {"dtype": code, "shape": list(shape), "data_offsets": [end, end + nbytes]}
-        starts.append(end)
-        end += nbytes
-    try:
-        text = json.dumps(fields, ensure_ascii=False, separators=(",", ":")).encode("utf-8")
-    except UnicodeEncodeError as error:
-        around = error.object[max(0, error.start - 20) : error.start + 20]
-        raise FormatError(f"cannot write the header: a name holds a lone surrogate near {show(around)}") from None
-    text += b" " * (-len(text) % 8)
-    if len(text) > MAX_HEADER_NBYTES:
-        raise FormatError(
-            f"cannot write a header of {len(text)} bytes: at most {MAX_HEADER_NBYTES} are allowed; use smaller shards"
-        )
-    data_start = 8 + len(text)
-    return struct.pack("<Q", len(text)) + text, [data_start + start for start in starts]

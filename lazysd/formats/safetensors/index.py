@@ -69,11 +69,11 @@ def find_shards(folder: Folder) -> ShardSet:
     return shards
 
 
-def format_index(weight_map: Mapping[str, str], total_size: int, total_parameters: int) -> Iterator[bytes]:
+def format_index(homes: Iterable[tuple[str, str]], total_size: int, total_parameters: int) -> Iterator[bytes]:
     """The JSON of a shard index, byte for byte as transformers writes it, in pieces.
 
     Args:
-        weight_map: tensor -> shard name.
+        homes: (tensor, shard name) of every tensor.
         total_size: bytes of all tensors, headers not counted.
         total_parameters: elements of all tensors.
     """
@@ -82,10 +82,10 @@ def format_index(weight_map: Mapping[str, str], total_size: int, total_parameter
     )
     yield f'{sizes}  "weight_map": {{'.encode()
     before = "\n"
-    for key in sorted(weight_map):
-        yield f"{before}    {json.dumps(key)}: {json.dumps(weight_map[key])}".encode()
+    for key, name in sorted(homes):
+        yield f"{before}    {json.dumps(key)}: {json.dumps(name)}".encode()
         before = ",\n"
-    yield b"\n  }\n}\n" if weight_map else b"}\n}\n"
+    yield b"\n  }\n}\n" if before != "\n" else b"}\n}\n"
 
 
 def check_weight_map(
