@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from said import without_progress
 
 import lazysd
 from lazysd.cli.main import COMMANDS, build_parser, main
@@ -24,13 +25,16 @@ def src(golden: Path, tmp_path: Path) -> Path:
 
 
 def shell(*args: object, **env: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
+    """The command's outcome, less the lines of progress that a slow machine lets it print."""
+    done = subprocess.run(
         [sys.executable, "-m", "lazysd", *map(str, args)],
         capture_output=True,
         text=True,
         errors="replace",
         env={**os.environ, **env},
     )
+    done.stderr = without_progress(done.stderr)
+    return done
 
 
 def test_there_and_back_through_the_shell(src: Path, tmp_path: Path) -> None:
