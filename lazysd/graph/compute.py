@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from .. import dtypes
 from ..errors import LayoutError
@@ -34,6 +34,7 @@ _EVERY_CODE = {("F8_E8M0", wide) for wide in _WIDER["F8_E8M0"]} | {("F8_E4M3", w
 class Computed(Op):
     """An op whose result has to be calculated, tile by tile."""
 
+    by_bits: ClassVar[bool] = False  # compares and moves bits: tensors come as integers, on the host without torch
     align: int = 1  # tiles are cut at multiples of this many indices where possible
 
     @abstractmethod
@@ -153,6 +154,8 @@ class Agree(Computed):
     Formats that keep one tensor in several places (gate and up with one lora_A) are read through this.
     """
 
+    by_bits = True
+
     names: tuple[str, ...]  # of the inputs, for the error
     hint: str = (  # why they have to agree, and what to do
         "but the layout asked for keeps one tensor for both; "
@@ -171,15 +174,12 @@ class Agree(Computed):
     def operands(self, node: Node, box: Box) -> list[tuple[Node, Box]]:
         return [(part, box) for part in node.inputs]
 
-    def compute(self, target: torch.Tensor, operands: list[torch.Tensor], box: Box) -> None:
-        import torch
-
-        bits = dtypes.bits_dtype(dtypes.from_torch(target.dtype))
-        first, *others = (operand.view(bits) for operand in operands)
+    def compute(self, target: Any, operands: list[Any], box: Box) -> None:
+        first, *others = operands
         for name, other in zip(self.names[1:], others, strict=True):
-            if not torch.equal(first, other):
+            if (first != other).any():
                 raise LayoutError(f"{self.names[0]} and {name} differ, {self.hint}")
-        target.view(bits).copy_(first)
+        target[...] = first
 
     def describe(self, node: Node) -> str:
         return f"{len(node.inputs)} equal tensors"

@@ -68,8 +68,10 @@ def _fill_piece(memory: Any, wanted: Piece, lane: Lane, exact: bool) -> None:
     while stack:
         item = stack.pop()
         if isinstance(item, _Ready):
-            view = lane.tensor(item.memory, _region(item.piece))
-            item.piece.node.op.compute(view, item.operands, item.piece.box)  # type: ignore[attr-defined]
+            op = item.piece.node.op
+            assert isinstance(op, Computed)
+            view = lane.bits if op.by_bits else lane.tensor
+            op.compute(view(item.memory, _region(item.piece)), item.operands, item.piece.box)
             for scratch in item.scratch:
                 lane.give(scratch)
             continue
@@ -111,7 +113,8 @@ def _operands(piece: Piece, op: Computed, memory: Any, lane: Lane) -> list[Any]:
     for node, box in op.operands(piece.node, piece.box):
         dims = box_dims(box)
         scratch = lane.scratch(prod(dims) * node.itemsize)
-        operands.append(lane.tensor(scratch, Region(node.code, dims, 0, row_major(dims))))
+        view = lane.bits if op.by_bits else lane.tensor
+        operands.append(view(scratch, Region(node.code, dims, 0, row_major(dims))))
         held.append(scratch)
         work.extend(_Tile(part, scratch) for part in pieces(node, box, 0, row_major(dims)))
     return [_Ready(piece, memory, operands, held), *work]

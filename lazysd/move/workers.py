@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 import threading
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor, wait
@@ -22,8 +23,8 @@ def run(jobs: Iterable[T], work: Callable[[T], Any], num_workers: int) -> None:
     """Call `work` on every job, `num_workers` at a time, taking jobs in order; the first error stops the rest.
 
     The calling thread is one of the workers; the others are threads that wait for such calls, so that a call costs
-    microseconds and they keep their scratch buffers. A worker uses one torch thread: blocks are small, and torch's own
-    crew, waiting for the next one, would burn the cores that others need.
+    microseconds and they keep their scratch buffers. A worker uses one torch thread, if torch is there when the call
+    begins: blocks are small, and torch's own crew, waiting for the next one, would burn the cores that others need.
     """
     call = _Call(jobs, work)
     with _one_torch_thread:
@@ -46,9 +47,10 @@ class _Call:
         self._lock, self._stop = threading.Lock(), threading.Event()
 
     def __call__(self) -> None:
-        import torch
-
-        torch.set_num_threads(1)  # a thread takes over the setting when torch first runs in it, or keeps an older one
+        if torch := _torch():
+            torch.set_num_threads(
+                1
+            )  # a thread takes over the setting when torch first runs in it, or keeps an older one
         try:
             while True:
                 with self._lock:
@@ -68,6 +70,12 @@ class _Call:
 
 
 _END: Any = object()
+
+
+def _torch() -> Any:
+    """torch, where something in the process has imported it; None where bits alone are moved."""
+    torch = sys.modules.get("torch")
+    return torch if hasattr(torch, "set_num_threads") else None  # another thread may be at importing it
 
 
 @cache
@@ -91,23 +99,25 @@ class _OneTorchThread:
 
     def reset(self) -> None:
         """Nobody is inside: at the beginning, and in a forked child, where whoever was inside does not exist."""
-        self._lock, self._inside, self._before = threading.Lock(), 0, 1
+        self._lock, self._inside = threading.Lock(), 0
+        self._before: int | None = None  # torch's threads before anybody was inside; None: nobody has asked yet
 
     def __enter__(self) -> None:
-        import torch
-
         with self._lock:
-            if not self._inside:
+            torch = _torch()
+            if torch and self._before is None:
                 self._before = torch.get_num_threads()
             self._inside += 1
-            torch.set_num_threads(1)
+            if torch:
+                torch.set_num_threads(1)
 
     def __exit__(self, *exc: object) -> None:
-        import torch
-
         with self._lock:
             self._inside -= 1
-            torch.set_num_threads(self._before)
+            if (torch := _torch()) and self._before is not None:
+                torch.set_num_threads(self._before)
+            if not self._inside:
+                self._before = None
 
 
 _one_torch_thread = _OneTorchThread()

@@ -53,6 +53,7 @@ class Plan:
     lossy: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
     stem: str = "model"  # what the files' names begin with
+    calculates: bool = False  # values, for which torch is needed; else bits are moved
 
     def jobs_of(self, number: int) -> Iterator[Job]:
         """The work of a shard, in file order."""
@@ -113,6 +114,12 @@ class Plan:
         return "nothing: every bit can be converted back"
 
 
+def _checked_workers(workers: int | None) -> int | None:
+    if workers is not None and workers < 1:
+        raise ValueError(f"workers must be at least 1, got {workers}")
+    return workers and min(workers, crew.MAX_HELPERS)
+
+
 def _crew(
     asked: int | None, usual: int, wanted_nbytes: int, room_nbytes: int, extra_nbytes: int
 ) -> tuple[int, int, int]:
@@ -158,9 +165,7 @@ def make_plan(
         ValueError: a size that cannot be read.
     """
     shard_nbytes, budget = parse_size(max_shard_size), parse_size(max_memory)
-    if workers is not None and workers < 1:
-        raise ValueError(f"workers must be at least 1, got {workers}")
-    workers = workers and min(workers, crew.MAX_HELPERS)
+    workers = _checked_workers(workers)
     proof = _Proof()
     metadata = {**(metadata or {}), "format": "pt"}
     shards = lay_out(units_of(tensors, proof.add), shard_nbytes, metadata, stem, sink or sinks.get("safetensors"))
@@ -196,6 +201,7 @@ def make_plan(
         lossy=tuple(f"{what} ({count} tensors)" for what, count in proof.lossy.items()),
         notes=tuple(proof.notes(source_nbytes)),
         stem=stem,
+        calculates=proof.calculates,
     )
 
 
@@ -223,7 +229,7 @@ class _Proof:
         self.leaves: dict[int, Node] = {}
         self.lossy: dict[str, int] = {}
         self.confused: dict[str, int] = {}
-        self.computed = False
+        self.computed = self.calculates = False
         self.largest_nbytes = 0
 
     @property
@@ -241,6 +247,7 @@ class _Proof:
             op = piece.node.op
             if isinstance(op, Computed):
                 self.computed = True
+                self.calculates |= not op.by_bits
                 if what := op.lossy(piece.node):
                     self.lossy[what] = self.lossy.get(what, 0) + 1
                 if what := op.confuses(piece.node):

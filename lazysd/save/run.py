@@ -98,6 +98,8 @@ class Save:
         left = [number for number in self.shards if self.plan.shards[number].name not in self.folder.finished]
         if kept_nbytes := self.total_nbytes - sum(_data_nbytes(self.plan.shards[number]) for number in left):
             self._advance(kept_nbytes)
+        if self.plan.calculates:
+            import torch  # noqa: F401 - before the crew begins, which has it use one thread each
         try:
             workers.run(self._jobs(left), self._work, self.plan.threads)
         except (MemoryError, RuntimeError) as error:

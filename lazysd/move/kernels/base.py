@@ -18,6 +18,11 @@ class Strided(NamedTuple):
     offset: int  # of the block's first element
     strides: Dims
 
+    def array(self, dims: Dims, itemsize: int) -> np.ndarray[Any, Any]:
+        """The block as unsigned integers that share the memory. ValueError: it leaves the memory."""
+        strides = [stride * itemsize for stride in self.strides]
+        return np.ndarray(dims, f"u{itemsize}", self.memory, self.offset * itemsize, strides)
+
 
 class Kernel(ABC):
     """A way to copy a strided block into a strided block, bit by bit. A member of this room has a `KERNEL`."""

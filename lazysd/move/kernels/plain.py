@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 from itertools import product
-from typing import Any
-
-import numpy as np
 
 from ...graph.boxes import Dims
 from .base import Kernel, Strided, check
@@ -24,7 +21,7 @@ class Plain(Kernel):
 
     def copy(self, dims: Dims, itemsize: int, target: Strided, source: Strided) -> None:
         check(dims, itemsize, target, source)
-        into, values = _view(dims, itemsize, target), _view(dims, itemsize, source)
+        into, values = target.array(dims, itemsize), source.array(dims, itemsize)
         axes = {_nearest(dims, target.strides), _nearest(dims, source.strides)}
         if len(axes) < 2:
             into[...] = values
@@ -35,11 +32,6 @@ class Plain(Kernel):
         ]
         for tile in product(*steps):
             into[tile] = values[tile]
-
-
-def _view(dims: Dims, itemsize: int, block: Strided) -> np.ndarray[Any, Any]:
-    strides = [stride * itemsize for stride in block.strides]
-    return np.ndarray(dims, f"u{itemsize}", block.memory, block.offset * itemsize, strides)
 
 
 def _nearest(dims: Dims, strides: Dims) -> int:

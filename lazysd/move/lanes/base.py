@@ -55,6 +55,10 @@ class Lane(ABC):
     def tensor(self, memory: Any, region: Region) -> torch.Tensor:
         """A region as a torch tensor that shares the memory."""
 
+    @abstractmethod
+    def bits(self, memory: Any, region: Region) -> Any:
+        """A region as integers of the elements' size: an array or tensor that shares the memory."""
+
     def direct(self, memory: Any, start: int, nbytes: int) -> memoryview | None:
         """Bytes of the memory that a file can be read into; None where that is not possible."""
         return None

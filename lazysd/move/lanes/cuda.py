@@ -89,6 +89,9 @@ class CudaLane(Lane):
     def tensor(self, memory: torch.Tensor, region: Region) -> torch.Tensor:
         return view(memory, region, dtypes.to_torch(region.code))
 
+    def bits(self, memory: torch.Tensor, region: Region) -> torch.Tensor:
+        return view(memory, region, dtypes.bits_dtype(region.code))
+
     def buffer(self, nbytes: int) -> torch.Tensor:
         if self._slots and (self._num_made >= self._num_slots or self._slots[0][1].query()):
             buffer, event = self._slots.pop(0)
@@ -116,9 +119,8 @@ class CudaLane(Lane):
         self._slots.append((buffer, event))
 
     def move(self, memory: torch.Tensor, region: Region, buffer: torch.Tensor, strides: Dims) -> None:
-        bits = dtypes.bits_dtype(region.code)
-        target = view(memory, region, bits)
-        source = view(buffer, region._replace(offset=0, strides=strides), bits)
+        target = self.bits(memory, region)
+        source = self.bits(buffer, region._replace(offset=0, strides=strides))
         if target.is_contiguous() and source.is_contiguous():
             self._copy(target, source)
             return
@@ -128,8 +130,7 @@ class CudaLane(Lane):
         self._copy(target, staged.as_strided(region.dims, strides, 0))
 
     def copy(self, memory: torch.Tensor, region: Region, values: torch.Tensor) -> None:
-        bits = dtypes.bits_dtype(region.code)
-        view(memory, region, bits).copy_(values.view(bits))
+        self.bits(memory, region).copy_(values.view(dtypes.bits_dtype(region.code)))
 
     @contextmanager
     def transfer(self, target: torch.Tensor) -> Iterator[None]:

@@ -39,6 +39,9 @@ class HostLane(Lane):
 
         return view(torch.from_numpy(memory), region, dtypes.to_torch(region.code))
 
+    def bits(self, memory: Bytes, region: Region) -> Bytes:
+        return Strided(memory, region.offset, region.strides).array(region.dims, dtypes.itemsize(region.code))
+
     def direct(self, memory: Bytes, start: int, nbytes: int) -> memoryview:
         return memory.data[start : start + nbytes]
 

@@ -225,6 +225,19 @@ class LaneSuite(ABC):
         assert target.cpu().view(torch.bfloat16)[2:14].tolist() == [1] * 12
         assert target.cpu()[[0, 3, 28, 63]].tolist() == [7] * 4
 
+    @pytest.mark.parametrize("code", ["BOOL", "BF16", "C64", "F32"])
+    def test_a_region_is_integers_over_the_memory(self, code: str) -> None:
+        target, itemsize = self.target(200), dtypes.itemsize(code)
+        with self.lane.transfer(target):
+            made = self.lane.bits(self.lane.memory(target), Region(code, (2, 3), 1, (4, 1)))
+            assert (tuple(made.shape), made.itemsize) == ((2, 3), itemsize)
+            made[...] = 5
+            assert (made == 5).all()
+        self.synchronize()
+        wanted = torch.full_like(target, 7, device="cpu")
+        view(wanted, Region(code, (2, 3), 1, (4, 1)), dtypes.bits_dtype(code)).fill_(5)
+        assert torch.equal(target.cpu(), wanted)
+
     def test_the_memory_of_a_view_is_all_of_it(self) -> None:
         target = self.target(64)
         region = Region("U8", (2,), 40, (1,))
