@@ -12,7 +12,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-enum { MAX_AXES = 64, MAX_TILE = 64, ALIASING_NBYTES = 1024, VERSION = 1 };
+enum { MAX_AXES = 64, MAX_TILE = 64, ALIASING_NBYTES = 1024, LINE_NBYTES = 64, VERSION = 1 };
 
 typedef struct {
     Py_ssize_t size, to, from; /* elements; bytes from one to the next in target and source */
@@ -96,6 +96,13 @@ typedef void (*Tile)(char *, Py_ssize_t, const char *, Py_ssize_t, int, int);
 static const Row ROWS[] = {[1] = row_turn1, [2] = row_turn2, [4] = row_turn4, [8] = row_turn8};
 static const Tile TILES[] = {[1] = tile_turn1, [2] = tile_turn2, [4] = tile_turn4, [8] = tile_turn8};
 
+/* Have the cache fetch the lines that the next tile writes to: stores that miss wait for each other. */
+static void fetch_ahead(char *to, Py_ssize_t pitch, int rows, Py_ssize_t nbytes)
+{
+    for (int k = 0; k < rows; k++)
+        for (Py_ssize_t at = 0; at < nbytes; at += LINE_NBYTES) __builtin_prefetch(to + k * pitch + at, 1);
+}
+
 /* across: the target's elements are neighbours. along: the source's are. */
 static void transpose(char *to, const char *from, Axis across, Axis along, int itemsize, int edge)
 {
@@ -112,6 +119,8 @@ static void transpose(char *to, const char *from, Axis across, Axis along, int i
                 for (int k = 0; k < m; k++) memcpy(packed + k * pitch, corner + k * across.from, pitch);
                 corner = packed;
             }
+            Py_ssize_t left = across.size - j - m;
+            if (left) fetch_ahead(to + i * along.to + (j + m) * itemsize, along.to, n, (left < m ? left : m) * itemsize);
             TILES[itemsize](to + i * along.to + j * across.to, along.to, corner, pitch, m, n);
         }
     }
