@@ -17,6 +17,7 @@ from .graph.walk import below, pieces_of
 from .mesh.tensors import LazyDTensor
 from .move.lanes import is_filled
 from .move.materialize import fill_into
+from .move.pages import prefer_huge
 from .sizes import parse_size
 from .tensor.lazy import LazyTensor
 
@@ -178,6 +179,7 @@ def read(node: LazyTensor, device: torch.device) -> torch.Tensor:
         return node.materialize(device=device)
     if device.type == "cpu" and node.nbytes >= MAPPED_MIN_NBYTES:
         result = torch.frombuffer(mmap.mmap(-1, node.nbytes), dtype=node.dtype).view(node.dims)
+        prefer_huge(result.data_ptr(), node.nbytes)
     else:
         result = torch.empty(node.dims, dtype=node.dtype, device=device)
     fill_into(node, result)

@@ -17,6 +17,7 @@ from ..graph.walk import below, pieces
 from . import workers
 from .blocks import HOST_BLOCK_NBYTES, byte_ranges
 from .lanes import is_filled
+from .pages import empty
 from .tiling import compute_tiles, tile_limit
 
 if TYPE_CHECKING:
@@ -76,7 +77,7 @@ def materialize(node: Node, device: Any, dtype: Any, out: Any) -> torch.Tensor:
         return materialize(wanted, "cpu", None, None).to(place)
     if place.type == "cpu" and (view := mapped(wanted)) is not None:
         return view
-    result = torch.empty(wanted.dims, dtype=dtypes.to_torch(wanted.code), device=place)
+    result = empty(wanted.dims, wanted.code, place)
     fill_into(wanted, result)
     return result
 

@@ -1,0 +1,55 @@
+"""Conversions that only move bits never import torch, whichever kernel moves them; the files are the same."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import lazysd
+
+CODE = """
+import sys
+from lazysd.cli.main import main
+assert main(sys.argv[1:]) == 0
+print("torch" in sys.modules)
+"""
+
+
+def converted(*arguments: object, kernel: str = "on") -> str:
+    """Whether torch was imported, as the process says."""
+    command = [sys.executable, "-c", CODE, "convert", *map(str, arguments), "-q"]
+    done = subprocess.run(command, capture_output=True, text=True, env=os.environ | {"LAZYSD_KERNEL": kernel})
+    assert done.returncode == 0, done.stderr
+    return done.stdout.split()[-1]
+
+
+@pytest.mark.parametrize("kernel", ["on", "off"])
+@pytest.mark.parametrize(
+    ("source", "to"),
+    [("qwen3_moe_tiny", "nemo"), ("peft_paramwrapper_r3", "nemo")],
+)
+def test_moving_bits_needs_no_torch(golden: Path, tmp_path: Path, source: str, to: str, kernel: str) -> None:
+    assert converted(golden / source, tmp_path / "there", "--to", to, kernel=kernel) == "False"
+    lazysd.open(golden / source).convert(to).save(tmp_path / "expected")
+    assert weights(tmp_path / "there") == weights(tmp_path / "expected")
+    back = str(lazysd.open(golden / source).layout)
+    assert converted(tmp_path / "there", tmp_path / "back", "--to", back, kernel=kernel) == "False"
+    lazysd.open(tmp_path / "there").convert(back).save(tmp_path / "expected back")
+    assert weights(tmp_path / "back") == weights(tmp_path / "expected back")
+
+
+def test_calculating_values_needs_it(golden: Path, tmp_path: Path) -> None:
+    """Otherwise the tests above would prove nothing."""
+    assert converted(golden / "qwen3_moe_tiny", tmp_path / "cast", "--dtype", "f16") == "True"
+    lazysd.open(golden / "qwen3_moe_tiny").map(lambda t: t.to(lazysd.dtypes.to_torch("F16"))).save(
+        tmp_path / "expected"
+    )
+    assert weights(tmp_path / "cast") == weights(tmp_path / "expected")
+
+
+def weights(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in sorted(folder.glob("*.safetensors"))}
