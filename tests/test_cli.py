@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 import torch
+from patience import without_progress
 from safetensors.torch import load_file, save_file
-from said import without_progress
 
 import lazysd
 from lazysd.cli.main import COMMANDS, build_parser, main

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from said import without_progress
+from patience import without_progress
 
 import lazysd
 

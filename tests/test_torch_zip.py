@@ -7,7 +7,6 @@ import json
 import os
 import pickle
 import random
-import time
 import zipfile
 from collections import OrderedDict
 from pathlib import Path
@@ -17,6 +16,7 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from patience import not_forever
 from safetensors.torch import load_file
 
 import lazysd
@@ -248,14 +248,13 @@ def dag(levels: int) -> bytes:
 def test_a_tuple_that_takes_forever_to_hash_is_refused(tmp_path: Path, levels: int) -> None:
     record = dag(levels)
     assert len(record) < 1200
-    started = time.monotonic()
-    with pytest.raises(FormatError, match="nests tuples of more than 1000 elements"):
-        lazysd.open(archive_of(record, tmp_path / "m.pt"))
-    (tmp_path / "dcp").mkdir()
-    (tmp_path / "dcp" / ".metadata").write_bytes(record)
-    with pytest.raises(FormatError, match="nests tuples"):
-        lazysd.open(tmp_path / "dcp")
-    assert time.monotonic() - started < 5
+    with not_forever():
+        with pytest.raises(FormatError, match="nests tuples of more than 1000 elements"):
+            lazysd.open(archive_of(record, tmp_path / "m.pt"))
+        (tmp_path / "dcp").mkdir()
+        (tmp_path / "dcp" / ".metadata").write_bytes(record)
+        with pytest.raises(FormatError, match="nests tuples"):
+            lazysd.open(tmp_path / "dcp")
 
 
 @pytest.mark.parametrize("what", [b"}", b"]", b"\x8f", b"(", b"N\x94"])
