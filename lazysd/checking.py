@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import threading
-import zlib
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing
 from dataclasses import dataclass, field
@@ -23,7 +22,7 @@ from .move import workers
 from .save.manifest import MANIFEST, Entry, Record, entries, read_manifest
 from .sizes import format_nbytes
 from .stores.base import Options
-from .stores.crc import combine
+from .stores.crc import combine, crc32
 from .stores.local import LocalFile
 from .stores.places import place_of
 
@@ -252,7 +251,7 @@ def _crc(fd: int, start: int, nbytes: int, buffer: memoryview, path: Path) -> in
         got = os.preadv(fd, [buffer[: min(nbytes, len(buffer))]], start)
         if not got:
             raise FormatError(f"{path} ended at byte {start} while it was being read; is somebody writing it?")
-        crc = zlib.crc32(buffer[:got], crc)
+        crc = crc32(buffer[:got], crc)
         start, nbytes = start + got, nbytes - got
     return crc
 

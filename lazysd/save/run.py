@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import heapq
 import threading
-import zlib
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -62,7 +61,7 @@ class _Open:
     def whole(self) -> int:
         """The checksum of the whole file."""
         sums = self.sums()
-        around = ((offset, len(piece), zlib.crc32(piece)) for offset, piece in self.shard.around(sums))
+        around = ((offset, len(piece), crc.crc32(piece)) for offset, piece in self.shard.around(sums))
         tensors = (
             (target.offset, target.node.nbytes, checksum)
             for target, checksum in zip(self.shard.targets, sums, strict=True)
@@ -138,7 +137,7 @@ class Save:
             if job.nbytes:
                 fill(held, job.wanted(start), exact=True)
             for part in job.parts:
-                sums.append((part, part.offset, zlib.crc32(view[at : at + part.nbytes])))
+                sums.append((part, part.offset, crc.crc32(view[at : at + part.nbytes])))
                 at += part.nbytes
         with writing(self.folder.building):
             for begun, offset, nbytes in job.runs():

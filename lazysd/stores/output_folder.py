@@ -10,7 +10,6 @@ import errno
 import logging
 import os
 import shutil
-import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -18,6 +17,7 @@ from typing import Any
 from ..errors import LazysdError, NoSpaceError, OutputExistsError, ResumeMismatchError, SourceChangedError, WriteError
 from .base import File
 from .claim import OWNER, Claim
+from .crc import crc32
 from .faults import named, writing
 from .journal import JOURNAL, Finished, Journal, Notes, no_links
 from .placing import Place, sync_folder
@@ -157,7 +157,7 @@ class OutputFolder:
         with writing(self.building), self._new_file(name) as file:
             for piece in pieces:
                 file.write(piece)
-                nbytes, crc = nbytes + len(piece), zlib.crc32(piece, crc)
+                nbytes, crc = nbytes + len(piece), crc32(piece, crc)
             file.flush()
             os.fsync(file.fileno())
         return nbytes, crc
@@ -231,7 +231,7 @@ def _is_intact(path: Path, shard: Finished) -> bool:
     crc, buffer = 0, bytearray(_COPY_NBYTES)
     with open(path, "rb", buffering=0) as file:
         while count := file.readinto(buffer):
-            crc = zlib.crc32(memoryview(buffer)[:count], crc)
+            crc = crc32(memoryview(buffer)[:count], crc)
     return crc == shard.crc32
 
 
