@@ -150,4 +150,5 @@ def label(node: Node) -> str:
 
 
 FLOATS = ("F16", "BF16", "F32", "F64")
+CODES = ("F8_E4M3", "F8_E5M2", "F8_E4M3FNUZ", "F8_E5M2FNUZ", "U8", "I8", "I32")  # no plain weight has such values
 FP8 = ("F8_E4M3", "F8_E5M2", "F8_E4M3FNUZ", "F8_E5M2FNUZ")

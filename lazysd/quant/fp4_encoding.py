@@ -1,7 +1,8 @@
 """Weights to FP4: codes of four bits, two a byte, and a scale for each group along a row.
 
-Rounded to the nearest code, ties to the even one. Scales are chosen so that a group's largest value fits (an E4M3 scale
-rounds, so that it may exceed the largest code by a sixteenth): no error exceeds the scale, half of the widest gap.
+Rounded to the nearest code, ties to the even one. Scales are chosen so that a group's largest value fits: no error
+exceeds the scale, half of the widest gap. An E4M3 scale rounds, so that a value may exceed the largest code by a
+sixteenth, and by half where the scale is a subnormal: groups 2 ** 14 below the largest one lose more.
 
 Source: OCP Microscaling Formats 1.0 (E2M1, E8M0); the choice of scales is that of triton_kernels' numerics_details/mxfp
 (MXFP4, what transformers 5.23 quantises by) and of ModelOpt's nvfp4_tensor (NVFP4).

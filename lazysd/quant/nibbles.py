@@ -132,7 +132,7 @@ class DecodeNibbles(Computed):
         high = scale.view(torch.uint8).to(torch.int32) << 8
         if self._is_whole(axis):
             index = high.unsqueeze(-1).bitwise_or(raw.view(*scale.shape, self.group // 2)).view(-1)
-            if target.is_contiguous():
+            if target.is_contiguous() and target.stride(-1) == 1:  # an axis of one element may have any stride
                 torch.index_select(table, 0, index, out=target.view(table.dtype).view(-1))
                 return target
         else:

@@ -11,7 +11,7 @@ from typing import Any
 
 from ..errors import LayoutError
 from ..graph.node import Node
-from .base import Form, Scheme, Settings, Weight, method_of
+from .base import CODES, Form, Scheme, Settings, Weight, method_of
 
 Claim = tuple[Scheme, Form]
 
@@ -74,7 +74,22 @@ def find(tensors: Mapping[str, Node], settings: Settings) -> list[Weight]:
             raise LayoutError(f"{key} stands for {weight.key}, which is there as well; leave one of them out")
         taken[weight.key] = key
         result.append(weight)
+    _refuse_orphans(tensors, set(parts_of(result)), method_of(settings))
     return result
+
+
+def _refuse_orphans(tensors: Mapping[str, Node], taken: set[str], method: str | None) -> None:
+    """Raise LayoutError for a tensor of the format that config.json names, where it is part of no weight."""
+    ends: dict[str, list[tuple[str, Claim]]] = {}
+    for scheme in schemes():
+        for form in scheme.forms if method in scheme.methods else ():
+            for end in form.required.values():
+                if not form.fused:
+                    ends.setdefault(end, []).append((end, (scheme, form)))
+    for key in tensors:
+        for end in ends if key not in taken and key.endswith(tuple(ends)) else ():
+            if key.endswith(end) and (end != ".weight" or tensors[key].code in CODES):
+                _explain(key, ends[end], tensors)
 
 
 def _claimed(
