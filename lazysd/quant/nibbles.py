@@ -132,8 +132,9 @@ class DecodeNibbles(Computed):
         high = scale.view(torch.uint8).to(torch.int32) << 8
         if self._is_whole(axis):
             index = high.unsqueeze(-1).bitwise_or(raw.view(*scale.shape, self.group // 2)).view(-1)
-            if target.is_contiguous() and target.stride(-1) == 1:  # an axis of one element may have any stride
-                torch.index_select(table, 0, index, out=target.view(table.dtype).view(-1))
+            if target.is_contiguous() and not target.storage_offset() % 2:
+                flat = target.as_strided((target.numel(),), (1,))  # an axis of one element may have any stride
+                torch.index_select(table, 0, index, out=flat.view(table.dtype))
                 return target
         else:
             words = blocks_of(axis, self.per_word)
