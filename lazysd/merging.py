@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from . import layouts
+from .casting import cast_checkpoint
 from .checkpoint import Checkpoint
 from .errors import LayoutError
 from .peft.config import FIELDS, AdapterConfig
@@ -14,8 +15,10 @@ from .peft.generation import detect
 from .peft.kind import AdapterKind, Unmerged, kinds_of
 from .peft.ties import HEAD, untied, untying
 from .peft.updates import Updates
+from .quant import again, travel
 from .quant.base import method_of
 from .quant.registry import find, settings_of
+from .quantization import dequantize
 from .tensor.lazy import LazyTensor
 
 
@@ -25,6 +28,8 @@ def merge(
     to: str | None = None,
     source: str | None = None,
     config: Mapping[str, Any] | None = None,
+    dtype: str | None = None,
+    requantize: bool = False,
 ) -> Checkpoint:
     """The base with the adapter put in: base + scale * lora_B @ lora_A for every wrapped weight, as a view.
 
@@ -45,11 +50,44 @@ def merge(
         to: layout of the result; the base's by default.
         source: layout of the adapter, where evidence is lacking.
         config: what JSON files would say, e.g. {"num_experts": 128} or {"r": 8, "lora_alpha": 16}.
+        dtype: of the result, "bf16"; what is quantised in the base is decoded to it first.
+        requantize: of a quantised base, encode the weights that change again, by their own scheme, from the sum in
+            float32; the others keep their codes. Scales for a whole tensor (NVFP4) are found by reading it once, here.
 
     Raises:
-        LayoutError: a key of the adapter that finds no weight, factors that do not fit, DoRA and other forms of LoRA
-            that are more than a product of two factors.
+        LayoutError: a quantised weight that changes, with neither `dtype` nor `requantize`; a key of the adapter that
+            finds no weight, factors that do not fit, forms of LoRA that are more than a product of two factors.
     """
+    if dtype is not None:
+        if requantize:
+            raise ValueError("dtype= decodes what is quantised, requantize= keeps it so; give one of them")
+        merged = merge(dequantize(base, dtype), adapter, to, source, config)
+        return cast_checkpoint(merged, dtype)
+    load = travel.load(base, base.config, "F32")
+    if not load.weights:
+        return _merged(base, adapter, to, source, config)[0]
+    with load.explained():
+        plain = base.like(load.plain, layout=base.layout, family=base.family)
+        merged, changed = _merged(plain, adapter, None, source, config)
+    origin = layouts.get(base.layout, base.family) if base.layout else None
+    tensors, count = again.put_back(load, merged, set(again.touched(changed, origin)), requantize)
+    merged = merged.like(tensors)
+    if count:
+        merged = _saying(merged, f"LoRA merged, and {count} weights encoded again")
+    return merged if to is None else merged.convert(to)
+
+
+def _saying(merged: Checkpoint, text: str) -> Checkpoint:
+    """The checkpoint with a sentence on what it has lost in config.json and among its remarks."""
+    config = {**(merged.config or {}), "lazysd_lossy": text}
+    files = {**merged.facts.json_files, "config.json": config}
+    return merged.like(dict(merged), config=config, json_files=files, remarks=(*merged.remarks, text))
+
+
+def _merged(
+    base: Checkpoint, adapter: Checkpoint, to: str | None, source: str | None, config: Mapping[str, Any] | None
+) -> tuple[Checkpoint, set[str]]:
+    """(a plain base with the adapter put in, the keys of the hub that have changed)."""
     said = (adapter.adapter or AdapterConfig()).stating(config)
     kinds = kinds_of(said, adapter)
     if not kinds:
@@ -77,8 +115,8 @@ def merge(
     merged = base.like(hub, layout="hf" if origin else None, family=family, **facts)
     target = to or base.layout
     if target is None or (origin is not None and layouts.get(target, family).is_hub):
-        return merged
-    return merged.convert(target, family=family, config=merged.config)
+        return merged, set(changed) | set(head)
+    return merged.convert(target, family=family, config=merged.config), set(changed) | set(head)
 
 
 def _per_expert(

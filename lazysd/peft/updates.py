@@ -106,7 +106,9 @@ class Updates:
         if self._quantised:
             reasons.add(f"the base is quantised ({self._quantised}), so that its weights are not there to be added to")
         shown = ", ".join(left[:5]) + (f" and {len(left) - 5} more ({len(left)} in all)" if len(left) > 5 else "")
-        advice = "dequantise the base first." if self._quantised else "is this the adapter's base?"
+        advice = (
+            'decode the base first: dtype="bf16", --dtype bf16.' if self._quantised else "is this the adapter's base?"
+        )
         return LayoutError(
             f"{shown}: no weight of the base to put {'it' if len(left) == 1 else 'them'} into"
             + "".join(f"; {why}" for why in sorted(reasons))

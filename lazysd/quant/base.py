@@ -100,6 +100,10 @@ class Scheme(ABC):
         """The tensors that stand for a plain weight, by their roles. LayoutError where lazysd only decodes."""
         self.refuse("write")
 
+    def encode_again(self, node: Node, parts: Parts, settings: Settings) -> dict[str, Node]:
+        """The tensors that stand for a weight that has changed, of the form of those it had; others stay."""
+        return self.encode(node, settings)
+
     numbers: ClassVar[tuple[str, ...]] = ("global_scale", "input_scale", "input_global_scale", "activation_scale")
 
     def is_number(self, role: str, parts: Parts) -> bool:

@@ -84,6 +84,15 @@ class Fp8Blocks(Scheme):
             "scale": build(QuantizeScale(block, scale_code), (node,)),
         }
 
+    def encode_again(self, node: Node, parts: Parts, settings: Settings) -> dict[str, Node]:
+        (rows, columns), scale = self.cell(parts, settings) or BLOCK, parts["scale"]
+        code = "F8_E8M0" if scale.code == "F8_E8M0" else "F32"
+        made = build(QuantizeScale((rows, columns), code), (node,))
+        return {
+            "codes": build(QuantizeWeight((rows, columns), code), (node,)),
+            "scale": reshape(made, scale.dims) if made.numel() == scale.numel() else made,
+        }
+
     def written_config(self, settings: Settings) -> dict[str, Any]:
         said = {"quant_method": "fp8", "activation_scheme": "dynamic"}
         return {**said, **settings, "weight_block_size": list(block_of(settings) or BLOCK)}

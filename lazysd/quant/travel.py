@@ -30,9 +30,9 @@ Tensors = Mapping[str, LazyTensor]
 class Load:
     """The quantised weights among the tensors of a checkpoint."""
 
-    def __init__(self, tensors: Tensors, settings: Settings):
-        self._tensors, self._settings = tensors, settings
-        self._weights: dict[str, Weight] = {}
+    def __init__(self, tensors: Tensors, settings: Settings, code: str = "BF16"):
+        self.tensors, self.settings, self._code = tensors, settings, code
+        self.weights: dict[str, Weight] = {}  # by the key of the plain weight
         self._error: LayoutError | None = None  # why some are carried as tensors like others
         self.plain: dict[str, Any] = dict(tensors)  # each quantised weight as the plain one it stands for
         try:
@@ -47,15 +47,15 @@ class Load:
         made: dict[str, tuple[Weight, Any]] = {}
         for weight in weights:
             try:
-                made[weight.parts["codes"]] = weight, registry.decode(weight, self._tensors, "BF16", self._settings)
+                made[weight.parts["codes"]] = weight, registry.decode(weight, self.tensors, self._code, self.settings)
             except LayoutError as error:
                 self._error = self._error or error
         parts = set(registry.parts_of(weight for weight, _ in made.values()))
         self.plain = {}
-        for key, node in self._tensors.items():
+        for key, node in self.tensors.items():
             if key in made:
                 weight, decoded = made[key]
-                self.plain[weight.key], self._weights[weight.key] = decoded, weight
+                self.plain[weight.key], self.weights[weight.key] = decoded, weight
             elif key not in parts:
                 self.plain[key] = node
 
@@ -71,7 +71,7 @@ class Load:
 
     def check(self, choice: Choice) -> None:
         """Raise LayoutError where a group of experts is quantised in several ways, or in part."""
-        if not self._weights or choice.origin is choice.target:
+        if not self.weights or choice.origin is choice.target:
             return
         seen: dict[tuple[str, ...], tuple[str, Kind | None]] = {}
         for key in self.plain:
@@ -86,13 +86,13 @@ class Load:
                 raise LayoutError(self._mixture((first, other), (key, kind)))
 
     def _kind(self, key: str) -> Kind | None:
-        return kind_of(self._weights[key], self._tensors) if key in self._weights else None
+        return kind_of(self.weights[key], self.tensors) if key in self.weights else None
 
     def _mixture(self, *both: tuple[str, Kind | None]) -> str:
         """Why two weights cannot stand in one group."""
         (plain, none), (key, kind) = sorted(both, key=lambda found: found[1] is not None)
         if kind is not None and none is None and self.plain[plain].code not in FLOATS:
-            suffixes = {role: self._weights[key].parts[role] for role in self._weights[key].scheme.forms[0].required}
+            suffixes = {role: self.weights[key].parts[role] for role in self.weights[key].scheme.forms[0].required}
             lacking = " and ".join(part for role, part in suffixes.items() if role != "codes")
             return (
                 f"{plain} is {self.plain[plain].code} and nothing scales it, but beside {key} of the same group stands "
@@ -118,16 +118,16 @@ class Load:
         Raises:
             LayoutError: with the reason why a weight cannot stay quantised.
         """
-        if not self._weights:
+        if not self.weights:
             return made
-        decoded = {id(self.plain[key]): weight for key, weight in self._weights.items()}
+        decoded = {id(self.plain[key]): weight for key, weight in self.weights.items()}
         stays = {key: decoded[id(node)] for key, node in made.items() if id(node) in decoded}
         parts = self._converted(made, {weight.key for weight in stays.values()}, choice)
         result: dict[str, Any] = {}
         for key, node in made.items():
             if key in stays:  # the very same weight, perhaps under another name
                 weight = stays[key]
-                nodes = weight.nodes(self._tensors)
+                nodes = weight.nodes(self.tensors)
                 names = weight.parts if key == weight.key else _names(key, weight)
                 result |= {names[role]: nodes[role] for role in nodes}
             elif key in parts:
@@ -139,12 +139,12 @@ class Load:
     def _converted(self, made: Tensors, stays: set[str], choice: Choice) -> dict[str, dict[str, Any]]:
         """Key in the target -> the tensors that stand for it."""
         kinds: dict[Kind, list[Weight]] = {}
-        for key, weight in self._weights.items():
+        for key, weight in self.weights.items():
             if key not in stays:
-                kinds.setdefault(kind_of(weight, self._tensors), []).append(weight)
+                kinds.setdefault(kind_of(weight, self.tensors), []).append(weight)
         result: dict[str, dict[str, Any]] = {}
         for kind, weights in kinds.items():
-            moving = _Moving(self._tensors, self.plain, kind, weights, choice, self._settings)
+            moving = _Moving(self.tensors, self.plain, kind, weights, choice, self.settings)
             for key, parts in moving.parts(made).items():
                 names = _names(key, weights[0])
                 result[key] = {names[role]: node for role, node in parts.items()}
@@ -269,6 +269,6 @@ def _names(key: str, weight: Weight) -> dict[str, str]:
     return {role: stem + end for role, end in form.suffixes.items()}
 
 
-def load(tensors: Tensors, config: Mapping[str, Any] | None) -> Load:
-    """What is quantised among some tensors. Builds nodes; reads nothing."""
-    return Load(tensors, registry.settings_of(config))
+def load(tensors: Tensors, config: Mapping[str, Any] | None, code: str = "BF16") -> Load:
+    """What is quantised among some tensors, and as plain weights of dtype `code`. Builds nodes; reads nothing."""
+    return Load(tensors, registry.settings_of(config), code)
