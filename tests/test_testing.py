@@ -326,6 +326,16 @@ def test_sizes_are_fixed_bounded_and_tied() -> None:
     check()
 
 
+@pytest.mark.parametrize("bounds", [(9, 13), (7, 7), (1, 2), (10, 40)])
+def test_bounds_of_experts_may_lie_anywhere(bounds: tuple[int, int]) -> None:
+    @given(testing.state_dicts(sizes={"e": bounds}, max_layers=1, scenery=False))
+    @settings(max_examples=10)
+    def check(state_dict: testing.StateDict) -> None:
+        assert bounds[0] <= state_dict.sizes["e"] <= bounds[1]
+
+    check()
+
+
 @pytest.mark.parametrize("layout", ["hf", "hf-fused", "nemo"])
 def test_any_layout_can_be_drawn(layout: str) -> None:
     @given(testing.state_dicts("qwen3_moe", layout))

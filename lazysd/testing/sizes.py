@@ -39,5 +39,5 @@ class DrawnSizes:
         low, high = given or (1, MAX_SIZES.get(axis, MAX_SIZE))
         if axis == "h" and given is None and self.shape != "any":
             return self["i"] * (2 if self.shape == "twice" else 1)
-        sizes = st.integers(low, min(high, 6)) | st.integers(max(low, min(high, 10)), high)
+        sizes = st.integers(low, max(low, min(high, 6))) | st.integers(max(low, min(high, 10)), high)
         return int(self.draw(sizes if axis == "e" else st.integers(low, high), label=f"size of axis {axis}"))
