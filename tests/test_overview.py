@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 
 import pytest
@@ -70,3 +71,31 @@ def test_metadata_and_irregular_layers_are_shown(tmp_path: Path, capsys: pytest.
     assert "metadata step=7\\x1b[31m\n" in shown
     assert "uneven   layer 10 lacks b\n" in shown
     assert "\x1b" not in shown
+
+
+def test_stats_of_a_slice(golden: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    source, key = str(golden / "qwen3_moe_tiny"), "model.layers.0.mlp.experts.gate_and_up_projs"
+    assert main(["show", source, key, "--to", "nemo", "--slice", "4", "--stats"]) == 0
+    out = capsys.readouterr().out
+    assert "shape   bf16[32, 48], 1,536 elements" in out
+    assert "█" in out
+    assert main(["show", source, key, "--to", "nemo", "--slice", "4", "--stats", "--json"]) == 0
+    data = json.loads(capsys.readouterr().out)
+    expected = lazysd.open(source).convert("nemo")[key][4].materialize()
+    assert data["stats"]["max"] == float(expected.max())
+    assert "values" not in data
+    assert main(["show", source, key, "--to", "nemo", "--stats", "--no-values"]) == 2
+
+
+def test_rows_fit_the_terminal(
+    golden: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
+    monkeypatch.setenv("COLUMNS", "90")
+    source = str(golden / "qwen3_moe_tiny")
+    for words in (["inspect", "--keys"], ["inspect", "--tree"], ["stats", "--no-progress"]):
+        capsys.readouterr()
+        assert main([*words, source]) == 0
+        rows = [line for line in capsys.readouterr().out.splitlines() if "weight" in line]
+        assert len(rows) > 10
+        assert max(map(len, rows)) <= 90

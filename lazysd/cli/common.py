@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import shutil
 import sys
 from contextlib import suppress
 from math import isfinite
@@ -212,6 +213,11 @@ def converted(checkpoint: Checkpoint, args: argparse.Namespace) -> Checkpoint:
     if args.dtype:
         checkpoint = cast_checkpoint(checkpoint, args.dtype, args.cast_all)
     return quantize(checkpoint, args.quantize) if args.quantize else checkpoint
+
+
+def width() -> int | None:
+    """Characters of a line of the terminal; None where nobody looks at one, so that nothing is cut."""
+    return shutil.get_terminal_size().columns if sys.stdout is not None and sys.stdout.isatty() else None
 
 
 def emit(args: argparse.Namespace, text: str, data: Any) -> None:

@@ -13,7 +13,7 @@ from __future__ import annotations
 import argparse
 
 from ..errors import LayoutError
-from .common import CHECK_FAILED, add_filters, add_json, add_reading, add_verbosity, count, emit, opened, stated
+from .common import CHECK_FAILED, add_filters, add_json, add_reading, add_verbosity, count, emit, opened, stated, width
 from .common import wants_progress as wants
 
 
@@ -70,6 +70,10 @@ def run(args: argparse.Namespace) -> int:
     head = comparison.headline()
     if args.tolerance:
         head += f"; elements within {args.tolerance:g} of each other count as equal"
-    lines = [head, comparison.table(args.sort, args.top, args.stat), *([] if args.stat else comparison.details())]
+    lines = [
+        head,
+        comparison.table(args.sort, args.top, args.stat, width()),
+        *([] if args.stat else comparison.details()),
+    ]
     emit(args, "\n".join(line for line in lines if line), comparison.as_dict())
     return 0 if comparison.equal else CHECK_FAILED

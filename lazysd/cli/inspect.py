@@ -11,8 +11,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import shutil
-import sys
 from collections.abc import Iterator
 from typing import Any
 
@@ -23,7 +21,7 @@ from ..display.modules import module_tree
 from ..display.text import Row, fold, listed, printable
 from ..overview import first_read, overview
 from ..sizes import format_nbytes
-from .common import add_json, add_source, count, emit, opened
+from .common import add_json, add_source, count, emit, opened, width
 
 MAX_SHARDS = 8  # listed by name; more are counted
 
@@ -70,15 +68,14 @@ def _entries(checkpoint: Checkpoint) -> Iterator[dict[str, Any]]:
 
 def _listing(checkpoint: Checkpoint, args: argparse.Namespace) -> str:
     """The keys, as the arguments ask for them."""
-    width = shutil.get_terminal_size().columns if sys.stdout is not None and sys.stdout.isatty() else None
     rows = fold(checkpoint)
     if args.keys:
         rows = [Row(printable(k), n.code, n.dims, 1, n.nbytes, (k,)) for k, n in checkpoint.items()]
     if args.sort != "file":
         rows = sorted(rows, key=lambda row: -row.nbytes if args.sort == "size" else row.name)
     if args.tree:
-        return module_tree(rows, args.depth, width)
-    return listed(rows, args.top, width)
+        return module_tree(rows, args.depth, width())
+    return listed(rows, args.top, width())
 
 
 def _head(data: dict[str, Any]) -> Iterator[str]:

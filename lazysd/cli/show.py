@@ -1,7 +1,7 @@
 """Show one tensor: what it is, what reading it would cost, and its values; a slice of it, in any layout.
 
 Examples:
-  lazysd show Qwen3-30B-A3B model.norm.weight
+  lazysd show Qwen3-30B-A3B model.norm.weight --stats
   lazysd show Qwen3-30B-A3B model.layers.0.mlp.experts.gate_and_up_projs --to nemo --slice '3, :2, ::8'
 """
 
@@ -19,7 +19,7 @@ from ..display.values import corners_text, picks
 from ..errors import LayoutError, LazysdError, MissingTensorError
 from ..sizes import format_nbytes
 from ..tensor.lazy import LazyTensor
-from .common import add_conversion, add_json, add_source, converted, emit, opened
+from .common import UsageError, add_conversion, add_json, add_source, converted, emit, opened
 
 MAX_JSON = 10_000  # values that --json prints unasked
 
@@ -29,6 +29,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("key", metavar="KEY", help="the tensor")
     parser.add_argument("--slice", type=parse_slice, default=(), metavar="SLICE", help='as in Python: "7, :4, ::256"')
     parser.add_argument("--no-values", action="store_true", help="read no data")
+    parser.add_argument("--stats", action="store_true", help="instead of values: min, max, mean, quantiles, histogram")
     add_conversion(parser)
     add_json(parser)
 
@@ -59,6 +60,8 @@ def _plain(values: Any) -> Any:
 
 
 def run(args: argparse.Namespace) -> int:
+    if args.stats and args.no_values:
+        raise UsageError("--stats reads the values, which --no-values does not look at")
     with opened(args.checkpoint, args) as checkpoint:
         whole = _tensor(converted(checkpoint, args), args)
         try:
@@ -76,7 +79,10 @@ def run(args: argparse.Namespace) -> int:
         total = sum(nbytes for _, _, nbytes in reads)
         ranges = f"{len(reads)} range{'s' if len(reads) != 1 else ''}"
         text = f"{printable(args.key)}\n{tensor!r}\nreads {format_nbytes(total)} in {ranges}"
-        if args.json and not args.no_values:
+        if args.stats:
+            found = tensor.stats()
+            data["stats"], text = found.as_dict(), f"{text}\n\n{found}"
+        elif args.json and not args.no_values:
             if tensor.numel() > MAX_JSON and not args.slice:
                 data["values"] = None
                 data["values_left_out"] = f"{tensor.numel()} values; ask for some with --slice"

@@ -14,7 +14,7 @@ import argparse
 from ..display.text import printable
 from ..errors import MissingTensorError
 from ..nearest import did_you_mean
-from .common import CHECK_FAILED, add_json, add_reading, add_source, add_verbosity, emit, opened, wants_progress
+from .common import CHECK_FAILED, add_json, add_reading, add_source, add_verbosity, emit, opened, wants_progress, width
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -40,10 +40,10 @@ def run(args: argparse.Namespace) -> int:
         found = checkpoint.stats(max_memory=args.max_memory, workers=args.workers, progress=wants_progress(args))
     bad = found.not_finite
     if args.check:
-        text = text_of_all(found, bad) if bad else ""
+        text = text_of_all(found, bad, width()) if bad else ""
         text += ("\n" if text else "") + f"{len(bad)} of {len(found)} tensors hold NaN or infinity"
     else:
-        text = str(next(iter(found.values()))) if len(found) == 1 else str(found)
+        text = str(next(iter(found.values()))) if len(found) == 1 else text_of_all(found, width=width())
     if found.skipped:
         text += f"\nskipped {len(found.skipped)} tensors of no real numbers: {printable(', '.join(found.skipped[:5]))}"
     emit(args, text, found.as_dict() | {"not_finite": list(bad)})

@@ -13,7 +13,7 @@ from .magnitude import Magnitude, joined
 SORTS = ("relative", "max", "changed", "cosine", "name")
 _BAR = 32  # characters of the longest bar
 MAX_ROWS = 100  # of an HTML table
-MAX_TEXT_ROWS, MAX_TEXT_DETAILS, TEXT_WIDTH = 20, 5, 92  # of the plain text beside it
+MAX_TEXT_ROWS, MAX_TEXT_DETAILS, TEXT_WIDTH = 20, 5, 80  # of the plain text beside it
 
 
 class Moved(NamedTuple):
@@ -133,15 +133,20 @@ def _part(row: Moved, most: float) -> float:
 def html_table(headline: str, rows: list[Moved], details: list[str]) -> str:
     """The same for a notebook: a table with bars."""
     most = max((row.magnitude.relative for row in rows if row.magnitude.relative < float("inf")), default=0.0)
-    table = page.table(
-        ("moved", "", *HEADINGS), [(row.name, _bar(row, most), *cells(row)) for row in rows], "row", MAX_ROWS
-    )
+    shown = [(row.name, _bar(row, most), *_html_cells(row)) for row in rows]
+    table = page.table(("moved", "", *HEADINGS), shown, "row", MAX_ROWS)
     lines = "".join(f"<li>{page.shown(line.strip())}</li>" for line in details)
     below = f"<details><summary>differences</summary><ul>{lines}</ul></details>" if details else ""
-    text = "\n".join(
-        (headline, text_table(rows, MAX_TEXT_ROWS, bars=False, width=TEXT_WIDTH), *details[:MAX_TEXT_DETAILS])
-    )
+    folded = text_table(rows, MAX_TEXT_ROWS, bars=False, width=TEXT_WIDTH)
+    text = "\n".join((headline, folded, *details[:MAX_TEXT_DETAILS]))
     return page.frame(f"<p><b>Comparison</b>: {page.shown(headline)}</p>{table}{below}", text)
+
+
+def _html_cells(row: Moved) -> tuple[object, ...]:
+    """The same numbers, of changed elements the share, and what is not finite marked."""
+    relative, largest, cosine, _, odd = cells(row)
+    share = row.magnitude.num_changed / max(1, row.magnitude.num_elements)
+    return relative, largest, cosine, f"{100 * share:.3g}%", page.alarm(odd, bool(odd))
 
 
 def _bar(row: Moved, most: float) -> page.Html:

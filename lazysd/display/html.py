@@ -14,7 +14,7 @@ from .text import Row, fold, listed
 
 MAX_READS = 8  # byte ranges listed
 MAX_LINES = 30  # of the tree as plain text
-TEXT_WIDTH = 92
+TEXT_WIDTH = 80
 OPEN_ROWS = 12  # a tree of no more rows than that stands open
 
 

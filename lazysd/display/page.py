@@ -73,10 +73,12 @@ max-width:none;min-width:0}
 & text{fill:currentColor;font:12px ui-monospace,Menlo,Consolas,monospace}
 @container (max-width:72ch){
 & .y,& .c{min-width:0}
+& i{max-width:24px}
+}
+@container (max-width:104ch){
 & table.t{width:100%}
 & .t td:first-child{width:100%}
 & .t .h{contain:inline-size;flex:1;min-width:4ch}
-& i{max-width:24px}
 }
 """
 STYLE = "<style>" + _RULES.replace("&-text", ".lazysd-text").replace("&", _ROOT) + "</style>"
@@ -92,7 +94,8 @@ def frame(body: str, text: str) -> str:
     if len(lines) > MAX_TEXT:
         lines = [*lines[:MAX_TEXT], f"… and {len(lines) - MAX_TEXT} more lines"]
     plain = escape("\n".join(cut(line, MAX_SENTENCE) for line in lines))
-    return f'{STYLE}<pre class="lazysd-text">{plain}</pre><div class="lazysd" hidden style="display:none">{body}</div>'
+    beside = f'<pre class="lazysd-text" style="white-space:pre;overflow-x:auto">{plain}</pre>'
+    return f'{STYLE}{beside}<div class="lazysd" hidden style="display:none">{body}</div>'
 
 
 def cut(text: str, most: int = MAX_NAME) -> str:
@@ -103,6 +106,11 @@ def cut(text: str, most: int = MAX_NAME) -> str:
 def shown(text: object, most: int = MAX_SENTENCE) -> Html:
     """Any text, escaped, printable and cut."""
     return text if isinstance(text, Html) else Html(escape(cut(printable(str(text)), most)))
+
+
+def alarm(text: str, is_odd: bool) -> Html:
+    """Text that stands out where something is wrong."""
+    return Html(f'<span class="odd">{shown(text)}</span>') if is_odd else shown(text)
 
 
 def name(text: str, tag: str = "code") -> Html:
@@ -121,7 +129,7 @@ def facts(rows: Iterable[tuple[str, object]]) -> Html:
     return Html(f"<ul>{''.join(lines[:MAX_FACTS])}</ul>{left}" if lines else "")
 
 
-def pairs(rows: Iterable[tuple[str, str]]) -> Html:
+def pairs(rows: Iterable[tuple[str, object]]) -> Html:
     """Words with their numbers, side by side as far as there is room."""
     items = (f'<li><span class="k">{shown(word)}</span> {shown(value)}</li>' for word, value in rows)
     return Html(f'<ul class="p">{"".join(items)}</ul>')
@@ -152,7 +160,9 @@ def counted(number: int, noun: str) -> str:
     return f"{number:,} {noun}{'s' if number != 1 else ''}"
 
 
-def table(headings: Sequence[str], rows: Sequence[Sequence[object]], noun: str, most: int = MAX_ROWS) -> Html:
+def table(
+    headings: Sequence[str], rows: Sequence[Sequence[object]], noun: str, most: int = MAX_ROWS, total: int | None = None
+) -> Html:
     """Rows under headings; the first cell of a row is its name, and Html cells stand as they are.
 
     Args:
@@ -160,6 +170,7 @@ def table(headings: Sequence[str], rows: Sequence[Sequence[object]], noun: str, 
         rows: capped; what is left out is counted.
         noun: what a row is.
         most: rows shown at most.
+        total: rows there are, where not all are given.
     """
     if not rows:
         return Html("")
@@ -170,4 +181,4 @@ def table(headings: Sequence[str], rows: Sequence[Sequence[object]], noun: str, 
         label = first if isinstance(first, Html) else name(str(first), "span")
         body.append(f"<tr><td>{label}</td>{''.join(f'<td>{shown(cell, MAX_NAME)}</td>' for cell in cells)}</tr>")
     whole = f'<table class="t"><thead><tr>{head}</tr></thead><tbody>{"".join(body)}</tbody></table>'
-    return Html(whole + more(len(rows) - count, noun))
+    return Html(whole + more((len(rows) if total is None else total) - count, noun))

@@ -64,20 +64,25 @@ def text_of_all(found: Mapping[str, Any], keys: Iterable[str] | None = None, wid
 
 def html_of(found: Mapping[str, Any], headline: str = "") -> str:
     """A table of many tensors for notebooks."""
-    rows = [(key, *_cells(one), _spark(one)) for key, one in found.items()]
-    table = page.table(("tensor", *HEADINGS, ""), rows[:MAX_ROWS], "tensor", MAX_ROWS)
-    left = page.more(len(rows) - MAX_ROWS, "tensor")
-    text = text_of_all(found, list(found)[:MAX_ROWS])
-    return page.frame(f"<p>{page.shown(headline)}</p>{table}{left}", f"{headline}\n{text}")
+    keys = list(found)[:MAX_ROWS]
+    rows = [(key, *_marked(found[key]), _spark(found[key])) for key in keys]
+    table = page.table(("tensor", *HEADINGS, ""), rows, "tensor", MAX_ROWS, len(found))
+    return page.frame(f"<p>{page.shown(headline)}</p>{table}", f"{headline}\n{text_of_all(found, keys, 80)}")
 
 
 def html_of_one(found: Any) -> str:
     """One tensor for notebooks: its numbers, its quantiles, its histogram as a picture."""
     head = f"{found.dtype.lower()}{list(found.shape)}, {found.num_elements:,} elements"
-    numbers = page.pairs(zip(HEADINGS, _cells(found), strict=True))
+    numbers = page.pairs(zip(HEADINGS, _marked(found), strict=True))
     quantiles = page.pairs((f"{100 * at:g}%", number(value)) for at, value in found.quantiles.items())
     body = f"<p><b>Stats</b> {page.shown(head)}</p>{numbers}{_histogram(found)}{quantiles}"
     return page.frame(body, text_of(found))
+
+
+def _marked(found: Any) -> tuple[object, ...]:
+    """The cells of a line, with NaN and infinities marked where there are some."""
+    *plain, nan, inf = _cells(found)
+    return (*plain, page.alarm(nan, found.num_nan > 0), page.alarm(inf, found.num_inf > 0))
 
 
 def _path(counts: Sequence[int], width: int, height: int) -> str:
