@@ -408,13 +408,23 @@ def test_any_number_of_workers(source: lazysd.Checkpoint, tmp_path: Path) -> Non
     assert plan.workers <= 64
 
 
+@pytest.mark.parametrize(
+    ("where", "error"),
+    [
+        ("numpy.empty", MemoryError("Unable to allocate 8.00 MiB")),
+        (
+            "lazysd.save.run.fill",
+            RuntimeError("[enforce fail at alloc_cpu.cpp:121] DefaultCPUAllocator: can't allocate memory"),
+        ),
+    ],
+)
 def test_memory_that_the_machine_lacks_is_an_error_of_ours(
-    source: lazysd.Checkpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    source: lazysd.Checkpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, where: str, error: Exception
 ) -> None:
     def refuse(*args: object, **options: object) -> None:
-        raise RuntimeError("[enforce fail at alloc_cpu.cpp:121] DefaultCPUAllocator: can't allocate memory")
+        raise error
 
-    monkeypatch.setattr(torch, "empty", refuse)
+    monkeypatch.setattr(where, refuse)
     with pytest.raises(MemoryBudgetError, match="max_memory"):
         save(source, tmp_path / "out")
     assert [path.name for path in tmp_path.iterdir()] == ["src"]

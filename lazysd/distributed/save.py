@@ -20,7 +20,6 @@ import torch.distributed as dist
 
 from ..errors import WriteError
 from ..move import workers
-from ..save.jobs import source_files
 from ..save.plan import Plan
 from ..save.progress import reporter
 from ..save.run import Save, Share
@@ -107,7 +106,7 @@ def _write(ranks: _Ranks, checkpoint: Checkpoint, plan: Plan, folder: OutputFold
 
         def write() -> None:
             Save(plan, folder, _stopping(folder, report), ranks.share).run()
-            for file in source_files(plan.shards):
+            for file in plan.sources:
                 file.check_unchanged()
 
         _, problem = _attempt(write)

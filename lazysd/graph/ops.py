@@ -118,7 +118,8 @@ class Slice(Structural):
                 inner_strides.append(0)
             else:
                 wanted = box[k]
-                inner.append(indices[wanted.start : wanted.stop : wanted.step])
+                whole = wanted.step == 1 and len(wanted) == len(indices)  # shared, for there may be many pieces
+                inner.append(indices if whole else indices[wanted.start : wanted.stop : wanted.step])
                 inner_strides.append(strides[k])
                 k += 1
         yield Piece(node.inputs[0], tuple(inner), offset, tuple(inner_strides))

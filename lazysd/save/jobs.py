@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-import hashlib
-import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-from .._version import __version__
 from ..formats.base import Around, Placed, Row, Sink
 from ..graph.base import Piece
 from ..graph.boxes import Box, box_dims, full_box, tiles
 from ..graph.leaves import FileRange, InMemory
 from ..graph.node import Node
-from ..graph.walk import nodes, pieces_of
+from ..graph.walk import pieces_of
 from ..move.materialize import source_ranges
 from ..move.tiling import glue, is_gappy, tile_limit
 
@@ -228,45 +225,3 @@ def _tiled(unit: Iterable[Target], first: int, most_nbytes: int) -> Iterator[Par
         limit = tile_limit(node, box, min(PREFERRED_TILE_NBYTES, most_nbytes), most_nbytes)
         for tile in tiles(box, node.itemsize, limit):
             yield Part(target, number, tile, node.itemsize * prod(box_dims(tile)))
-
-
-def digest(shards: Iterable[Shard]) -> str:
-    """A fingerprint of what the plan makes and from what: equal digests make equal files."""
-    shards = list(shards)
-    state = hashlib.sha256(f"lazysd {__version__}".encode())
-    for shard in shards:
-        state.update(f"|{shard.name}|{shard.nbytes}".encode())
-        for offset, piece in shard.around([0] * shard.num_targets):
-            state.update(f"|{offset}|".encode() + piece)
-    place: dict[int, int] = {}
-    for node in nodes(_roots(shards)):
-        place[id(node)] = len(place)
-        inputs = ",".join(str(place[id(part)]) for part in node.inputs)
-        state.update(f"{_fingerprint(node)}<{inputs}>".encode("utf-8", "surrogateescape"))
-    state.update(",".join(str(place[id(root)]) for root in _roots(shards)).encode())
-    return state.hexdigest()
-
-
-def source_files(shards: Iterable[Shard]) -> list[Any]:
-    """Every file that the shards are made from (stores.local.SourceFile)."""
-    return list(dict.fromkeys(node.op.file for node in nodes(_roots(shards)) if isinstance(node.op, FileRange)))
-
-
-def reads_memory(shards: Iterable[Shard]) -> bool:
-    """Whether tensors in memory are among the sources: unlike a file, nothing tells that one has been written to."""
-    return any(isinstance(node.op, InMemory) for node in nodes(_roots(shards)))
-
-
-def _roots(shards: Iterable[Shard]) -> Iterator[Node]:
-    """The nodes of all targets, in the order of the files."""
-    return (target.node for shard in shards for target in shard.targets)
-
-
-def _fingerprint(node: Node) -> str:
-    op = node.op
-    if isinstance(op, FileRange):
-        source: Any = op.file
-        return f"{op.file.path}@{op.offset}{tuple(source.identity)}{node.code}{node.dims}"
-    if isinstance(op, InMemory):
-        return f"memory {id(op.tensor)} of process {os.getpid()} {node.code}{node.dims}"
-    return f"{op!r}{len(node.inputs)}"

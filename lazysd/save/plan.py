@@ -9,7 +9,7 @@ from math import prod
 from textwrap import indent
 from typing import Any
 
-from ..errors import LayoutError, MemoryBudgetError
+from ..errors import LayoutError
 from ..facts import Facts
 from ..formats import sinks
 from ..formats.base import Sink
@@ -19,19 +19,15 @@ from ..graph.building import many_nodes
 from ..graph.compute import Computed
 from ..graph.leaves import FileRange, InMemory
 from ..graph.node import Node
-from ..graph.walk import below
+from ..graph.walk import below, nodes
 from ..move import workers as crew
 from ..sizes import format_nbytes, parse_size
 from ..tensor.cache import uncached
 from ..tensor.lazy import LazyTensor
 from .jobs import PREFERRED_TILE_NBYTES, Job, Shard, jobs_of, lay_out, natural_nbytes, reads_nbytes, units_of
+from .memory import Needs
 
-SMALLEST_TILE_NBYTES = 64 << 10
-SCRATCH_NBYTES = 4 << 20  # blocks, their transposes and a thread, for each worker
-COMPUTE_NBYTES = 20 << 20  # float32 temporaries of a computed tile, for each worker
-BASE_NBYTES = 12 << 20  # the library itself, headers being parsed, the index being written
 MAX_SHARDS = 100  # listed as HTML
-NODE_NBYTES = 800  # what a tensor costs in Python objects: node, key, header entry, place in the plan
 
 
 @dataclass(frozen=True, repr=False)
@@ -54,6 +50,8 @@ class Plan:
     notes: tuple[str, ...] = ()
     stem: str = "model"  # what the files' names begin with
     calculates: bool = False  # values, for which torch is needed; else bits are moved
+    sources: tuple[Any, ...] = ()  # every file that is read
+    reads_memory: bool = False  # tensors in memory are sources, too: nothing tells that one has been written to
 
     def jobs_of(self, number: int) -> Iterator[Job]:
         """The work of a shard, in file order."""
@@ -120,24 +118,6 @@ def _checked_workers(workers: int | None) -> int | None:
     return workers and min(workers, crew.MAX_HELPERS)
 
 
-def _crew(
-    asked: int | None, usual: int, wanted_nbytes: int, room_nbytes: int, extra_nbytes: int
-) -> tuple[int, int, int]:
-    """(workers, threads, bytes a buffer may have), so that every thread's buffer and extra fit the room.
-
-    A buffer of `wanted_nbytes` reads rows of the source whole. For that the spare thread goes first, then workers that
-    nobody asked for by number.
-    """
-    counts = [asked] if asked else range(usual, 0, -1)
-    for limit in (wanted_nbytes, SMALLEST_TILE_NBYTES):
-        for workers in counts:
-            for threads in (workers + 1, workers) if workers > 1 else (1,):
-                if (most := room_nbytes // threads - extra_nbytes) >= limit:
-                    return workers, threads, most
-        counts = range(asked or 1, 0, -1)
-    raise AssertionError("the smallest budget has been checked")
-
-
 @many_nodes()
 def make_plan(
     tensors: Mapping[str, Node],
@@ -166,19 +146,13 @@ def make_plan(
     """
     shard_nbytes, budget = parse_size(max_shard_size), parse_size(max_memory)
     workers = _checked_workers(workers)
-    proof = _Proof()
+    proof = _Proof(sum(1 for _ in nodes(tensors.values())))
     metadata = {**(metadata or {}), "format": "pt"}
     shards = lay_out(units_of(tensors, proof.add), shard_nbytes, metadata, stem, sink or sinks.get("safetensors"))
-    computed = COMPUTE_NBYTES if proof.computed else 0
-    base = BASE_NBYTES + NODE_NBYTES * (proof.num_leaves + len(tensors))
-    smallest = base + SCRATCH_NBYTES + computed + SMALLEST_TILE_NBYTES
-    if budget < smallest:
-        raise MemoryBudgetError(
-            f"max_memory {format_nbytes(budget)} is too little for {len(tensors)} tensors; "
-            f"the smallest that would do is {-(-smallest // 1_000_000)}MB"
-        )
     wanted = max(PREFERRED_TILE_NBYTES, max((natural_nbytes(unit) for s in shards for unit in s.units), default=0))
-    num_workers, threads, most = _crew(workers, proof.num_workers(), wanted, budget - base, SCRATCH_NBYTES + computed)
+    needs = Needs.of(proof.num_nodes, len(tensors), shards[0].sink, proof.computed)
+    needs.check(budget, len(tensors))
+    num_workers, threads, most = needs.crew(budget, workers, proof.num_workers(), wanted)
     most = min(most, max(wanted, proof.largest_nbytes))
     read_nbytes = biggest = 0
     for number, shard in enumerate(shards):
@@ -196,12 +170,14 @@ def make_plan(
         workers=num_workers,
         threads=threads,
         tile_nbytes=most,
-        peak_nbytes=base + threads * (SCRATCH_NBYTES + computed + biggest),
-        smallest_nbytes=smallest,
+        peak_nbytes=needs.base_nbytes + threads * (needs.thread_nbytes + biggest),
+        smallest_nbytes=needs.smallest_nbytes,
         lossy=tuple(f"{what} ({count} tensors)" for what, count in proof.lossy.items()),
         notes=tuple(proof.notes(source_nbytes)),
         stem=stem,
         calculates=proof.calculates,
+        sources=proof.files(),
+        reads_memory=proof.reads_memory,
     )
 
 
@@ -224,7 +200,8 @@ def plan_checkpoint(
 class _Proof:
     """Collects what every target consumes, and shows that each source element goes to exactly one place."""
 
-    def __init__(self) -> None:
+    def __init__(self, num_nodes: int) -> None:
+        self.num_nodes = num_nodes
         self.boxes: dict[int, list[Box]] = {}
         self.leaves: dict[int, Node] = {}
         self.lossy: dict[str, int] = {}
@@ -255,6 +232,16 @@ class _Proof:
             elif isinstance(op, (FileRange, InMemory)):
                 self.leaves[id(piece.node)] = piece.node
                 self.boxes.setdefault(id(piece.node), []).append(piece.box)
+
+    @property
+    def reads_memory(self) -> bool:
+        """Whether tensors in memory are among the sources."""
+        return any(isinstance(leaf.op, InMemory) for leaf in self.leaves.values())
+
+    def files(self) -> tuple[Any, ...]:
+        """Every file that is read."""
+        ops = (leaf.op for leaf in self.leaves.values())
+        return tuple({id(op.file): op.file for op in ops if isinstance(op, FileRange)}.values())
 
     def num_workers(self) -> int:
         """Threads used when nobody says: the CPUs there are, or the reads that the sources bear at a time."""

@@ -17,7 +17,7 @@ from ..stores.local import LocalFile
 from ..stores.output_folder import OutputFolder, check_apart
 from ..stores.placing import SUFFIX
 from . import manifest
-from .jobs import digest, reads_memory, source_files
+from .digest import digest
 from .manifest import MANIFEST, Record
 from .plan import Plan
 from .progress import reporter
@@ -61,11 +61,11 @@ def save(
 def output_folder(checkpoint: Checkpoint, plan: Plan, dst: Path, overwrite: bool, resume: bool) -> OutputFolder:
     """The folder a plan is written to, once it is sure that it does not touch the source."""
     folder = OutputFolder(dst, digest(plan.shards), plan.write_nbytes, overwrite, resume)
-    found = (*checkpoint.facts.files, *source_files(plan.shards))
+    found = (*checkpoint.facts.files, *plan.sources)
     files = {file.path for file in found if isinstance(file, LocalFile)}
     root = checkpoint.facts.path if isinstance(checkpoint.facts.path, Path) else None
     check_apart(folder.dst, root, sorted(files))
-    folder.volatile = reads_memory(plan.shards)
+    folder.volatile = plan.reads_memory
     folder.about = _about(checkpoint, plan)
     folder.recover = manifest.recover
     if not folder.place.is_file:
@@ -98,7 +98,7 @@ def _kept(plan: Plan, folder: OutputFolder) -> str:
 
 def finish(checkpoint: Checkpoint, plan: Plan, folder: OutputFolder) -> None:
     """All shards are there: check the sources once more, write what stands beside the shards, make it appear."""
-    for file in source_files(plan.shards):  # the plan's, which a composed checkpoint need not list
+    for file in plan.sources:  # the plan's, which a composed checkpoint need not list
         file.check_unchanged()
     if not folder.place.is_file:
         _write_beside(checkpoint, plan, folder)
@@ -141,7 +141,7 @@ def _side_files(checkpoint: Checkpoint, plan: Plan) -> dict[str, File]:
 def _about(checkpoint: Checkpoint, plan: Plan) -> dict[str, str]:
     """The plan in words: what tells two of them apart."""
     sources, keys = hashlib.sha256(), hashlib.sha256()
-    for file in source_files(plan.shards):
+    for file in plan.sources:
         sources.update(f"{file.path}{tuple(file.identity)}".encode("utf-8", "surrogateescape"))
     for shard in plan.shards:
         for target in shard.targets:

@@ -70,6 +70,8 @@ CONSTANTS: dict[str, tuple[int, ...]] = {
     "SCRATCH_NBYTES": (0,),
     "COMPUTE_NBYTES": (0,),
     "NODE_NBYTES": (0,),
+    "OUTPUT_NBYTES": (0,),
+    "PROOF_NBYTES": (0,),
 }
 # What a file says its reads cost; MIN_RUN_SHARE is a part of the gap.
 COSTS: dict[str, tuple[int, ...]] = {
