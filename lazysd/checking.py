@@ -3,32 +3,35 @@
 from __future__ import annotations
 
 import os
-import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing
 from dataclasses import dataclass, field
+from itertools import chain, groupby
 from math import prod
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from . import dtypes
 from .display.text import printable
-from .errors import FormatError, LazysdError
+from .errors import FormatError, LazysdError, MemoryBudgetError
 from .formats import containers
 from .formats.base import Contents, Folder
 from .formats.safetensors.header import read_header
 from .formats.safetensors.index import SAFETENSORS
 from .move import workers
-from .save.manifest import MANIFEST, Entry, Record, entries, read_manifest
-from .sizes import format_nbytes
+from .move.summing import BUFFER_NBYTES, Span, sums_of
+from .save.manifest import MANIFEST, Entry, Manifest, Record, entries, read_manifest
+from .sizes import format_nbytes, parse_size
 from .stores.base import Options
-from .stores.crc import combine, crc32
+from .stores.crc import combine
 from .stores.local import LocalFile
 from .stores.places import place_of
 
-_PIECE_NBYTES = 16 << 20  # that one worker takes at a time
-_BUFFER_NBYTES = 1 << 20
+_BASE_NBYTES = 8 << 20
+_WORKER_NBYTES = 2 * BUFFER_NBYTES  # a buffer and a thread
+_TENSOR_NBYTES = 2500  # what is known of a tensor: its line of the manifest, its place, the sums of its pieces
 MAX_SHOWN = 20
+Batch = dict[str, dict[str, Entry]]  # shard -> key -> what was written
 Places = dict[str, tuple[str, tuple[int, ...], int]]
 
 
@@ -78,60 +81,121 @@ class FolderCheck:
         return "\n".join(lines + [f"  not checked, for no save wrote it: {printable(name)}" for name in self.strangers])
 
 
-class _Span(NamedTuple):
-    """A run of a file's bytes with a name: a tensor's key, "" for the header or a whole side file."""
-
-    name: str
-    start: int
-    nbytes: int
-
-
 def check_folder(
     path: str | os.PathLike[str],
     num_workers: int | None = None,
     report: Callable[[int, int], None] | None = None,
+    max_memory: int | str = "128MB",
 ) -> FolderCheck:
     """Read every byte of a folder that lazysd wrote, and compare with lazysd.manifest.json.
 
-    Reads through one buffer of a megabyte for each worker; imports no torch for side files.
+    Reads through a buffer of a megabyte for each worker, some shards after the others; imports no torch for side files.
+
+    Args:
+        num_workers: threads; None uses the CPUs there are. Fewer work where `max_memory` has no room for more.
+        report: called as report(done_nbytes, total_nbytes).
+        max_memory: bytes for buffers, and for what is known of the tensors of the shards that are read at a time.
 
     Raises:
         MissingShardError: there is no manifest. ReadError: a file cannot be read.
+        MemoryBudgetError: `max_memory` has no room for what is known of one shard.
     """
-    folder = Path(os.fsdecode(path))
+    folder, budget = Path(os.fsdecode(path)), parse_size(max_memory)
     result = FolderCheck(str(folder))
-    wanted: dict[str, dict[str, Entry]] = {}
     try:
         manifest = read_manifest(folder)
-        for entry in entries(folder):
-            wanted.setdefault(entry.shard, {})[entry.key] = entry
-            result.num_tensors += 1
-        if not all(isinstance(record.nbytes, int) and record.nbytes >= 0 for record in manifest.files.values()):
-            raise ValueError("a size is no number")
+        counts = _counted(folder, manifest)
     except FormatError as error:
         result.faults.append(Fault(MANIFEST, "", str(error)))
         return result
     except (KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:
         result.faults.append(Fault(MANIFEST, "", f"it is not what a save writes: {error!r}"))
         return result
-    spans: dict[str, list[_Span]] = {}
-    contents = None
-    if any(not name.endswith(SAFETENSORS) for name in wanted):
-        try:
-            contents = containers.read(Folder(place_of(folder, Options("pread"))))
-        except LazysdError as error:
-            result.faults.append(Fault(MANIFEST, "", f"its tensors cannot be found: {error}"))
-            wanted = {}  # files are checked whole
-    for name, record in manifest.files.items():
-        if _is_there(folder, name, record, result):
-            spans[name] = _spans(folder / name, record, wanted.get(name), contents, result)
-    sums = _read(folder, spans, num_workers or workers.default_workers(), report)
-    for name, parts in spans.items():
-        _judge(name, parts, sums[name], manifest.files[name], wanted.get(name, {}), result)
-    result.num_files = len(spans)
-    result.nbytes = sum(span.nbytes for parts in spans.values() for span in parts)
+    result.num_tensors = sum(counts.values())
+    crew, most = _crew(counts, num_workers or workers.default_workers(), budget)
+    contents, known = _contents(folder, counts, result)
+    present = {name for name, record in manifest.files.items() if _is_there(folder, name, record, result)}
+    result.num_files, result.nbytes = len(present), sum(manifest.files[name].nbytes for name in present)
+    advance = _advance(report, result.nbytes)
+    others: Batch = {name: {} for name in manifest.files if name not in known}
+    for batch in chain(_batches(folder, known, most), [others]):
+        spans = {
+            name: _spans(folder / name, manifest.files[name], wanted, contents, result)
+            for name, wanted in batch.items()
+            if name in present
+        }
+        sums = sums_of(folder, spans, crew, advance)
+        for name, parts in spans.items():
+            _judge(name, parts, sums[name], manifest.files[name], batch[name], result)
     result.strangers = sorted(_files_of(folder) - manifest.files.keys() - {MANIFEST})
     return result
+
+
+def _counted(folder: Path, manifest: Manifest) -> dict[str, int]:
+    """How many tensors each shard has, in the order of the manifest, once all of it has been looked at.
+
+    Raises whatever a manifest that no save has written makes of it.
+    """
+    counts: dict[str, int] = {}
+    last = ""
+    for entry in entries(folder):
+        if entry.shard not in manifest.files or (entry.shard != last and entry.shard in counts):
+            raise ValueError(f"{entry.shard} is not where a save would put it")
+        last = entry.shard
+        counts[last] = counts.get(last, 0) + 1
+    if not all(isinstance(record.nbytes, int) and record.nbytes >= 0 for record in manifest.files.values()):
+        raise ValueError("a size is no number")
+    return counts
+
+
+def _crew(counts: Mapping[str, int], wanted: int, budget: int) -> tuple[int, int]:
+    """(workers, tensors to know of at a time)."""
+    plain = all(name.endswith(SAFETENSORS) for name in counts)
+    least = max(counts.values(), default=0) if plain else sum(counts.values())
+    smallest = _BASE_NBYTES + _TENSOR_NBYTES * least + _WORKER_NBYTES
+    if budget < smallest:
+        raise MemoryBudgetError(
+            f"max_memory {format_nbytes(budget)} is too little to check {least} tensors at a time; "
+            f"the smallest that would do is {-(-smallest // 1_000_000)}MB"
+        )
+    crew = min(wanted, workers.MAX_HELPERS, (budget - smallest) // _WORKER_NBYTES + 1)
+    return crew, (budget - _BASE_NBYTES - crew * _WORKER_NBYTES) // _TENSOR_NBYTES
+
+
+def _contents(folder: Path, counts: dict[str, int], result: FolderCheck) -> tuple[Contents | None, dict[str, int]]:
+    """What a folder that is not of safetensors files holds; and the shards whose tensors can be told apart."""
+    if all(name.endswith(SAFETENSORS) for name in counts):
+        return None, counts
+    try:
+        return containers.read(Folder(place_of(folder, Options("pread")))), counts
+    except LazysdError as error:
+        result.faults.append(Fault(MANIFEST, "", f"its tensors cannot be found: {error}"))
+        return None, {}  # files are checked whole
+
+
+def _batches(folder: Path, counts: Mapping[str, int], most: int) -> Iterator[Batch]:
+    """What the manifest says of each shard's tensors, for as many shards at a time as have `most` tensors."""
+    batch: Batch = {}
+    room = most
+    for name, found in groupby(entries(folder) if counts else (), key=lambda entry: entry.shard):
+        if batch and counts.get(name, 0) > room:
+            yield batch
+            batch, room = {}, most
+        batch[name] = {entry.key: entry for entry in found}
+        room -= len(batch[name])
+    yield batch
+
+
+def _advance(report: Callable[[int, int], None] | None, total: int) -> Callable[[int], None]:
+    done = 0
+
+    def advance(nbytes: int) -> None:
+        nonlocal done
+        done += nbytes
+        if report is not None:
+            report(done, total)
+
+    return advance
 
 
 def _files_of(folder: Path) -> set[str]:
@@ -154,9 +218,9 @@ def _is_there(folder: Path, name: str, record: Record, result: FolderCheck) -> b
 
 def _spans(
     path: Path, record: Record, tensors: Mapping[str, Entry] | None, contents: Contents | None, result: FolderCheck
-) -> list[_Span]:
+) -> list[Span]:
     """A file's runs, in order and without holes: header and tensors of a shard, others whole."""
-    whole = [_Span("", 0, record.nbytes)]
+    whole = [Span("", 0, record.nbytes)]
     if not tensors:
         return whole
     try:
@@ -164,15 +228,15 @@ def _spans(
     except LazysdError as error:
         result.faults.append(Fault(path.name, "header", str(error)))
         return whole
-    found: list[_Span] = []
+    found: list[Span] = []
     end = 0
     for key, (code, dims, start) in sorted(places.items(), key=lambda item: item[1][2]):
         if start > end:  # a header, or what stands between tensors
-            found.append(_Span("", end, start - end))
+            found.append(Span("", end, start - end))
         end = start + prod(dims) * dtypes.itemsize(code)
-        found.append(_Span(key, start, end - start))
+        found.append(Span(key, start, end - start))
     if end < record.nbytes:
-        found.append(_Span("", end, record.nbytes - end))
+        found.append(Span("", end, record.nbytes - end))
     stated = {key: (code, dims) for key, (code, dims, _) in places.items()}
     written = {key: (entry.code, entry.shape) for key, entry in tensors.items()}
     if contents is not None:  # what has no elements has no place in a file
@@ -200,71 +264,8 @@ def _places(path: Path, contents: Contents | None) -> Places:
     return found
 
 
-def _read(
-    folder: Path, spans: Mapping[str, list[_Span]], num_workers: int, report: Callable[[int, int], None] | None
-) -> dict[str, list[int]]:
-    """The CRC-32 of every run. Runs are cut in pieces, read by all workers, and put together again."""
-    sums: dict[str, list[dict[int, tuple[int, int]]]] = {name: [{} for _ in parts] for name, parts in spans.items()}
-    total = sum(span.nbytes for parts in spans.values() for span in parts)
-    done, lock, own = 0, threading.Lock(), threading.local()
-
-    def work(job: list[tuple[str, int, int, int]]) -> None:
-        nonlocal done
-        if not hasattr(own, "buffer"):
-            own.buffer = memoryview(bytearray(_BUFFER_NBYTES))
-        fd = os.open(folder / job[0][0], os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0))
-        try:
-            for name, number, start, nbytes in job:
-                sums[name][number][start] = (_crc(fd, start, nbytes, own.buffer, folder / name), nbytes)
-        finally:
-            os.close(fd)
-        with lock:
-            done += sum(piece[3] for piece in job)
-            if report is not None:
-                report(done, total)
-
-    workers.run(_jobs(spans), work, num_workers)
-    return {name: [_together(pieces) for pieces in parts] for name, parts in sums.items()}
-
-
-def _jobs(spans: Mapping[str, list[_Span]]) -> Iterator[list[tuple[str, int, int, int]]]:
-    """Pieces of one file that lie one after the other: (file, number of the run, offset, bytes)."""
-    for name, parts in spans.items():
-        job: list[tuple[str, int, int, int]] = []
-        room = _PIECE_NBYTES
-        for number, span in enumerate(parts):
-            at, end = span.start, span.start + span.nbytes
-            while at < end:
-                nbytes = min(end - at, room)
-                job.append((name, number, at, nbytes))
-                at, room = at + nbytes, room - nbytes
-                if not room:
-                    yield job
-                    job, room = [], _PIECE_NBYTES
-        if job:
-            yield job
-
-
-def _crc(fd: int, start: int, nbytes: int, buffer: memoryview, path: Path) -> int:
-    crc = 0
-    while nbytes:
-        got = os.preadv(fd, [buffer[: min(nbytes, len(buffer))]], start)
-        if not got:
-            raise FormatError(f"{path} ended at byte {start} while it was being read; is somebody writing it?")
-        crc = crc32(buffer[:got], crc)
-        start, nbytes = start + got, nbytes - got
-    return crc
-
-
-def _together(pieces: Mapping[int, tuple[int, int]]) -> int:
-    crc = 0
-    for _, (piece, nbytes) in sorted(pieces.items()):
-        crc = combine(crc, piece, nbytes)
-    return crc
-
-
 def _judge(
-    name: str, spans: list[_Span], sums: list[int], record: Record, written: Mapping[str, Entry], result: FolderCheck
+    name: str, spans: list[Span], sums: list[int], record: Record, written: Mapping[str, Entry], result: FolderCheck
 ) -> None:
     """Name each tensor whose bytes changed; the header where they are all right and the file is not."""
     wrong = [

@@ -16,7 +16,9 @@ import lazysd
 from lazysd import checking
 from lazysd.checking import check_folder
 from lazysd.cli.main import main
-from lazysd.errors import MissingShardError
+from lazysd.errors import MemoryBudgetError, MissingShardError
+from lazysd.move import summing
+from lazysd.save import manifest
 
 
 @pytest.fixture(scope="module")
@@ -96,9 +98,40 @@ def test_files_that_come_and_go(written: Path, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("piece", [1, 7, 64])
 def test_pieces_of_any_size(written: Path, piece: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(checking, "_PIECE_NBYTES", piece * 16)
-    monkeypatch.setattr(checking, "_BUFFER_NBYTES", piece)
+    monkeypatch.setattr(summing, "PIECE_NBYTES", piece * 16)
+    monkeypatch.setattr(summing, "BUFFER_NBYTES", piece)
     assert check_folder(written, num_workers=3).sound
+
+
+def test_shards_are_read_in_as_many_steps_as_the_budget_asks_for(
+    written: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Few tensors known at a time, or all: the same result, sound or damaged, and progress to the last byte."""
+    sound = tmp_path / "sound"
+    lazysd.open(written).save(sound, max_shard_size=100)
+    shutil.copytree(sound, tmp_path / "copy")
+    with open(next(tmp_path.glob("copy/*00003-of*")), "r+b") as file:
+        file.seek(-1, 2)
+        file.write(b"\xa5")
+    wholes = {path: check_folder(path) for path in (sound, tmp_path / "copy")}
+    assert [found.sound for found in wholes.values()] == [True, False]
+    names = {entry.shard for entry in manifest.entries(sound)}
+    assert len(names) > 5
+    sizes: list[int] = []
+    real = checking.sums_of
+    monkeypatch.setattr(checking, "_TENSOR_NBYTES", 1_000_000)
+    monkeypatch.setattr(
+        checking, "sums_of", lambda at, spans, *rest: (sizes.append(len(spans)), real(at, spans, *rest))[1]
+    )
+    for path, whole in wholes.items():
+        steps: list[tuple[int, int]] = []
+        sizes.clear()
+        assert check_folder(path, 2, lambda *step, steps=steps: steps.append(step), "16MB") == whole
+        assert len(sizes) > 3
+        assert steps[-1] == (whole.nbytes, whole.nbytes)
+    with pytest.raises(MemoryBudgetError, match="smallest that would do is"):
+        check_folder(sound, max_memory="9MB")
+    assert main(["verify", str(sound), "--max-memory", "9MB"]) == 2
 
 
 def test_without_a_manifest(tmp_path: Path, capsys: Any) -> None:

@@ -86,7 +86,7 @@ def alone(args: argparse.Namespace) -> int:
     if args.include or args.exclude or args.source or args.to or args.merge_rank:
         raise LayoutError("--include, --exclude, --from, --to and --merge-rank need --against SRC to compare with")
     with reporter(wants_progress(args), "verify") as report:
-        found = check_folder(args.dst, args.workers, report)
+        found = check_folder(args.dst, args.workers, report, args.max_memory)
     emit(args, str(found), found.as_dict())
     return 0 if found.sound else CHECK_FAILED
 
