@@ -36,6 +36,7 @@ class Computed(Op):
 
     by_bits: ClassVar[bool] = False  # compares and moves bits: tensors come as integers, on the host without torch
     align: int = 1  # tiles are cut at multiples of this many indices where possible
+    temporary_nbytes: ClassVar[int] = 24  # that computing takes for each element, beside operands and result
 
     @abstractmethod
     def operands(self, node: Node, box: Box) -> list[tuple[Node, Box]]:
@@ -75,6 +76,7 @@ def put(target: torch.Tensor, values: torch.Tensor) -> None:
 class Cast(Computed):
     """The same values in another dtype, rounded as torch rounds."""
 
+    temporary_nbytes: ClassVar[int] = 4  # a dense copy, where the destination has gaps
     code: str
 
     def infer(self, inputs: Inputs) -> tuple[Dims, str]:
@@ -112,6 +114,7 @@ class AddMatmul(Computed):
     Source: the LoRA update, W + scale * B A; here in the orientation of the operands given.
     """
 
+    temporary_nbytes: ClassVar[int] = 16  # the sum and one term of it
     scale: float
 
     def infer(self, inputs: Inputs) -> tuple[Dims, str]:
@@ -155,6 +158,7 @@ class Agree(Computed):
     """
 
     by_bits = True
+    temporary_nbytes: ClassVar[int] = 0
 
     names: tuple[str, ...]  # of the inputs, for the error
     hint: str = (  # why they have to agree, and what to do

@@ -13,7 +13,7 @@ from ..graph.node import Node
 from ..graph.walk import pieces_of
 from .blocks import run_of
 
-COMPUTE_TILE_NBYTES = 4 << 20  # float32 working set of a computed tile is a few times this
+COMPUTE_TILE_NBYTES = 8 << 20  # of a computed tile: operands, temporaries, result
 
 
 def is_gappy(wanted: Iterable[Piece], exact: bool = False) -> bool:
@@ -85,11 +85,11 @@ def _join(first: Piece, second: Piece) -> Piece | None:
 
 
 def compute_tiles(piece: Piece) -> list[Piece]:
-    """A piece of a computed node, cut so that a tile's operands and result stay near COMPUTE_TILE_NBYTES."""
+    """A piece of a computed node, cut so that all that a tile takes stays near COMPUTE_TILE_NBYTES."""
     op = piece.node.op
     assert isinstance(op, Computed)
     sizes = [prod(box_dims(box)) * node.itemsize for node, box in op.operands(piece.node, piece.box)]
-    total = sum(sizes) + prod(box_dims(piece.box)) * piece.node.itemsize
+    total = sum(sizes) + prod(box_dims(piece.box)) * (piece.node.itemsize + op.temporary_nbytes)
     limit = max(1, prod(box_dims(piece.box)) * piece.node.itemsize * COMPUTE_TILE_NBYTES // max(total, 1))
     limit = max(limit, op.least_elements(piece.node, piece.box) * piece.node.itemsize)
     starts = [axis.start for axis in piece.box]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 from .. import dtypes
 from ..graph.base import Inputs
@@ -33,6 +33,7 @@ class DecodeNibbles(Computed):
     Source: OCP Microscaling Formats 1.0 (MXFP4); ModelOpt and compressed-tensors (NVFP4); compressed-tensors (INT4).
     """
 
+    temporary_nbytes: ClassVar[int] = 12  # indices into the table, values, a factor for each
     values: tuple[float, ...]  # of the sixteen codes
     per_word: int  # 2 for U8, 8 for I32
     group: int

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from math import prod
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 from .. import dtypes
 from ..graph.base import Inputs
@@ -78,6 +78,7 @@ class Dequantize(Computed):
     Source: DeepSeek-V3 / Qwen3 FP8 checkpoints (`weight`, `weight_scale_inv`, `weight_block_size` in config.json).
     """
 
+    temporary_nbytes: ClassVar[int] = 12  # indices into the table, values, a factor for each
     block: tuple[int, int]
     code: str
     zero: int = 0

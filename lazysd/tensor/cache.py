@@ -14,7 +14,7 @@ from collections import OrderedDict
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from itertools import product
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from ..graph.base import Inputs
 from ..graph.boxes import Box, Dims, box_dims, full_box
@@ -71,6 +71,7 @@ def cached(node: LazyTensor, max_nbytes: int | str = "256MB") -> LazyTensor:
 class Cached(Computed):
     """Its input, remembered."""
 
+    temporary_nbytes: ClassVar[int] = 0
     cell: Dims
     store: _Store = field(repr=False)  # what is kept is no part of what the tensor is
 
