@@ -16,8 +16,8 @@ from . import dtypes
 from .errors import MemoryBudgetError
 from .graph.boxes import Box, box_dims, full_box, tiles
 from .graph.compute import Computed
-from .graph.node import Node
-from .graph.walk import pieces, pieces_of
+from .graph.node import NODE_NBYTES, Node
+from .graph.walk import nodes, pieces, pieces_of
 from .move import workers
 from .move.tiling import glue, tile_limit
 from .sizes import format_nbytes, parse_size
@@ -29,6 +29,7 @@ PREFERRED_TILE_NBYTES = 8 << 20
 MOST_NBYTES = 32 << 20  # of a tile that must stay whole, to read rows of the source once
 SMALLEST_TILE_NBYTES = 64 << 10
 CHUNK = 1 << 16  # elements that are computed with at a time: their temporaries stay in a core's cache
+_GROUP_NBYTES = 200  # of memory, besides the nodes
 _FIXED_NBYTES = 12 << 20  # for each worker: the mover's blocks, temporaries of a chunk, what malloc keeps
 _COMPUTED_NBYTES = 20 << 20  # more where values are computed on the way, as in a save
 
@@ -59,6 +60,7 @@ def stream(
     num_workers: int | None = None,
     max_memory: int | str = "128MB",
     report: Callable[[int, int], None] | None = None,
+    result_nbytes: int = 0,
 ) -> None:
     """Call `visit` on tiles that cover every group once, from several threads; a group's tiles come in any order.
 
@@ -66,13 +68,16 @@ def stream(
         groups: tensors of one shape each; groups without elements are left out.
         visit: takes a Tile whose tensors are valid during the call.
         num_workers: threads; None uses the CPUs there are, as far as `max_memory` allows.
-        max_memory: bytes that tiles and temporaries take at most, or "128MB".
+        max_memory: bytes that the graphs, tiles, temporaries and results take at most, or "128MB".
         report: called as report(done_nbytes, total_nbytes) of the first tensors.
+        result_nbytes: of memory that the caller keeps of each group.
 
     Raises:
         MemoryBudgetError: `max_memory` is less than one worker needs.
     """
-    crew, most = _crew(groups, num_workers, parse_size(max_memory))
+    num_nodes = sum(1 for _ in nodes(node for group in groups for node in group))
+    held_nbytes = NODE_NBYTES * num_nodes + (_GROUP_NBYTES + result_nbytes) * len(groups)
+    crew, most = _crew(groups, num_workers, parse_size(max_memory), held_nbytes)
     total = sum(group[0].nbytes for group in groups)
     done, lock, own = 0, threading.Lock(), threading.local()
 
@@ -92,16 +97,17 @@ def stream(
     workers.run(_jobs(groups, most), work, crew)
 
 
-def _crew(groups: Sequence[Group], num_workers: int | None, budget: int) -> tuple[int, int]:
+def _crew(groups: Sequence[Group], num_workers: int | None, budget: int, held_nbytes: int) -> tuple[int, int]:
     """How many workers the budget feeds, and how large a tile of one tensor may be."""
     sides = max((len(group) for group in groups), default=1)
     fixed = _FIXED_NBYTES + (_COMPUTED_NBYTES if any(_is_computed(node) for group in groups for node in group) else 0)
-    smallest = fixed + sides * SMALLEST_TILE_NBYTES
+    smallest = held_nbytes + fixed + sides * SMALLEST_TILE_NBYTES
     if budget < smallest:
         raise MemoryBudgetError(
-            f"max_memory of {format_nbytes(budget)} is too little to read {sides} tensor"
-            f"{'s side by side' if sides > 1 else ''}; the smallest that would do is {smallest} bytes"
+            f"max_memory {format_nbytes(budget)} is too little to read {len(groups)} tensors"
+            f"{' side by side' if sides > 1 else ''}; the smallest that would do is {-(-smallest // 1_000_000)}MB"
         )
+    budget -= held_nbytes
     wanted = num_workers or workers.default_workers()
     useful = fixed + sides * min(PREFERRED_TILE_NBYTES, 1 << 20)
     crew = max(1, min(wanted, budget // useful))

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
 QUANTILES = (0.01, 0.05, 0.25, 0.5, 0.75, 0.95, 0.99)
 NUM_BINS = 40
+STATS_NBYTES = 2500  # of memory that the Stats of one tensor take
 _COUNTED = 1 << 19  # elements whose bits are counted at a time
 _NARROW = ("BF16", "F16", "F8_E4M3", "F8_E5M2", "F8_E8M0", "F8_E4M3FNUZ", "F8_E5M2FNUZ", "U8", "I8", "BOOL")
 _WIDE = ("F32", "F64", "I16", "U16", "I32", "U32", "I64", "U64")
@@ -46,9 +47,15 @@ class Stats:
     num_nan: int
     num_inf: int
     quantiles: Mapping[float, float]  # fraction -> the element of that rank
-    bin_edges: tuple[float, ...]  # of the histogram, from min to max
-    bin_counts: tuple[int, ...]
+    bin_counts: tuple[int, ...]  # of the histogram
     exact: bool  # whether quantiles and histogram are exact
+
+    @property
+    def bin_edges(self) -> tuple[float, ...]:
+        """Of the histogram, from min to max: one more than there are bins."""
+        if not self.bin_counts:
+            return ()
+        return tuple(map(float, np.linspace(self.min, self.max, len(self.bin_counts) + 1)))
 
     @property
     def is_finite(self) -> bool:
@@ -138,7 +145,7 @@ def stats_of(
                 found[key] = result
                 del tallies[key]
 
-    stream([(tensors[key],) for key in wanted], visit, num_workers, max_memory, report)
+    stream([(tensors[key],) for key in wanted], visit, num_workers, max_memory, report, STATS_NBYTES)
     ordered = {key: found[key] for key in wanted}
     return CheckpointStats(ordered, tuple(key for key in tensors if key not in ordered))
 
@@ -185,7 +192,7 @@ class _Tally:
             low, high = self._bounds if self._parts else (nan, nan)
             mean, std = _moments(self._parts)
             seen = np.clip(seen, low, high)
-        edges, bins = _histogram(seen, counts, low, high)
+        bins = _histogram(seen, counts, low, high)
         return Stats(
             dtype=self._node.code,
             shape=tuple(self._node.dims),
@@ -199,7 +206,6 @@ class _Tally:
             num_nan=odd[1],
             num_inf=odd[2],
             quantiles=_quantiles(seen, counts),
-            bin_edges=edges,
             bin_counts=bins,
             exact=self._narrow,
         )
@@ -282,12 +288,10 @@ def _quantiles(seen: np.ndarray[Any, Any], counts: np.ndarray[Any, Any]) -> dict
     return {at: float(seen[place]) for at, place in zip(QUANTILES, places, strict=True)}
 
 
-def _histogram(
-    seen: np.ndarray[Any, Any], counts: np.ndarray[Any, Any], low: float, high: float
-) -> tuple[tuple[float, ...], tuple[int, ...]]:
+def _histogram(seen: np.ndarray[Any, Any], counts: np.ndarray[Any, Any], low: float, high: float) -> tuple[int, ...]:
     if not len(seen) or not isfinite(high - low):
-        return (), ()
+        return ()
     if low == high:
-        return (low, high), (int(counts.sum()),)
-    bins, edges = np.histogram(seen, bins=NUM_BINS, range=(low, high), weights=counts)
-    return tuple(map(float, edges)), tuple(round(float(count)) for count in bins)
+        return (int(counts.sum()),)
+    bins, _ = np.histogram(seen, bins=NUM_BINS, range=(low, high), weights=counts)
+    return tuple(round(float(count)) for count in bins)

@@ -83,6 +83,9 @@ def _measurable(*nodes: Node) -> bool:
     return all(dtypes.DTYPES[node.code].bits >= 8 and measurable(dtypes.to_torch(node.code)) for node in nodes)
 
 
+_SEEN_NBYTES = 1500  # of memory that is known of one pair
+
+
 class _Place(NamedTuple):
     """The first differing element of a tile."""
 
@@ -129,7 +132,7 @@ def _read(
         if sums is not None:
             sums.add(*_two(tile.tensors), different)
 
-    stream([(ours[key], theirs[key]) for key in wanted], visit, num_workers, max_memory, report)
+    stream([(ours[key], theirs[key]) for key in wanted], visit, num_workers, max_memory, report, _SEEN_NBYTES)
     return seen
 
 

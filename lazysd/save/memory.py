@@ -6,17 +6,15 @@ from typing import NamedTuple
 
 from ..errors import MemoryBudgetError
 from ..formats.base import Sink
+from ..graph.node import NODE_NBYTES
 from ..sizes import format_nbytes
 
 SMALLEST_TILE_NBYTES = 64 << 10
 SCRATCH_NBYTES = 4 << 20  # blocks, their transposes and a thread, for each worker
 COMPUTE_NBYTES = 20 << 20  # operands and temporaries of computed tiles, one upon the other, for each worker
 BASE_NBYTES = 12 << 20  # the library itself, headers being parsed
-# Python objects: a node with its op, box and key; a tensor of the result as long as the save takes, and more of it
-# while coverage is proved.
-NODE_NBYTES = 550
-OUTPUT_NBYTES = 250
-PROOF_NBYTES = 400
+OUTPUT_NBYTES = 250  # Python objects of a tensor of the result, besides its nodes
+PROOF_NBYTES = 400  # more of them while coverage is proved
 
 
 class Needs(NamedTuple):
