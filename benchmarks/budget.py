@@ -25,10 +25,11 @@ from measure import environment, machine, table, verdict
 
 DEFAULT = 128_000_000
 ITEM_NBYTES = {"BF16": 2, "F32": 4, "F8_E4M3": 1, "U8": 1}
-_REFUSED = re.compile(r"smallest that would do is (\d+) ?(MB|bytes)")
+_REFUSED = re.compile(r"smallest that would do is (\d+)MB")
 _BLOCK_NBYTES = 1 << 20
 
-# Anonymous memory at its peak: the mark of all memory, less what files have by the end, which only grows meanwhile.
+# One interpreter, and a fork of it for each command. Anonymous memory at its peak: the mark of all memory, less what
+# files have by the end, which only grows meanwhile.
 CHILD = """
 import gc, json, os, sys
 import numpy, torch
@@ -43,11 +44,31 @@ def run(arguments):
         lazysd.Checkpoint(taken).save(arguments[2], max_memory=arguments[4])
         return 0
     return lazysd.cli.main.main(arguments)
-gc.collect()
-open("/proc/self/clear_refs", "w").write("5")
-before = status("RssAnon")
-code = run(sys.argv[1:])
-print(json.dumps({"code": code, "peak": status("VmHWM") - status("RssFile") - before}), file=sys.stderr)
+def watched(arguments, said):
+    os.dup2(os.open(said, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), 1)
+    os.dup2(1, 2)
+    gc.collect()
+    open("/proc/self/clear_refs", "w").write("5")
+    before = status("RssAnon")
+    try:
+        code = run(arguments)
+    except lazysd.errors.MemoryBudgetError as error:
+        print(error, file=sys.stderr)
+        code = 2
+    peak = status("VmHWM") - status("RssFile") - before
+    sys.stdout.flush()
+    with open(said + ".json", "w") as file:
+        json.dump([code, peak], file)
+for number, arguments in enumerate(json.loads(sys.argv[2])):
+    if not os.fork():
+        try:
+            watched(arguments, f"{sys.argv[1]}/{number}")
+        except BaseException as error:
+            print(repr(error), file=sys.stderr)
+        finally:
+            sys.stderr.flush()
+            os._exit(0)
+    os.wait()
 """
 
 
@@ -67,28 +88,37 @@ class Scenario(NamedTuple):
     arguments: tuple[str, ...]  # of the command; `{}` is the folder
 
 
-def measured(arguments: Iterable[str], budget: int | None) -> Measured:
-    """Run one command under a budget, and see what it added to its process."""
-    limits = [] if budget is None else ["--max-memory", str(budget)]
-    done = subprocess.run(
-        [sys.executable, "-c", CHILD, *arguments, *limits],
-        capture_output=True, text=True, check=False, env=environment(),
-    )  # fmt: skip
-    *said, last = done.stderr.splitlines() or [""]
-    try:
-        found = json.loads(last)
-    except ValueError:
-        raise RuntimeError(f"measured process failed: {arguments}\n{done.stderr}") from None
-    return Measured(found["code"], found["peak"], done.stdout + "\n".join(said))
+def measured(*commands: list[str]) -> list[Measured]:
+    """Run commands one after the other, and see what each added to its process."""
+    with tempfile.TemporaryDirectory() as said:
+        done = subprocess.run(
+            [sys.executable, "-c", CHILD, said, json.dumps(commands)],
+            capture_output=True, text=True, check=False, env=environment(),
+        )  # fmt: skip
+        found = []
+        for number, command in enumerate(commands):
+            text, numbers = Path(said, str(number)), Path(said, f"{number}.json")
+            shown = text.read_text() if text.exists() else done.stderr
+            if not numbers.exists():
+                raise RuntimeError(f"measured process failed: {command}\n{shown}")
+            found.append(Measured(*json.loads(numbers.read_text()), shown))
+        return found
 
 
-def smallest(arguments: Iterable[str]) -> int:
-    """The least budget that a command takes, as its refusal names it."""
-    refused = measured(arguments, 1_000_000)
-    found = _REFUSED.search(refused.said)
-    if refused.code != 2 or found is None:
-        raise RuntimeError(f"expected a refusal that names the smallest budget, got {refused}")
-    return int(found[1]) * (1_000_000 if found[2] == "MB" else 1)
+def under(command: list[str], budget: int) -> list[str]:
+    """The command under a budget."""
+    return [*command, "--max-memory", str(budget)]
+
+
+def smallest(*commands: list[str]) -> list[int]:
+    """The least budget that each command takes, as its refusal names it."""
+    found = []
+    for refused in measured(*(under(command, 1_000_000) for command in commands)):
+        match = _REFUSED.search(refused.said)
+        if refused.code != 2 or match is None:
+            raise RuntimeError(f"expected a refusal that names the smallest budget, got {refused}")
+        found.append(int(match[1]) * 1_000_000)
+    return found
 
 
 Rows = Iterable[tuple[str, str, tuple[int, ...]]]
@@ -196,7 +226,7 @@ def _both(at: Path, scale: float) -> None:
 
 def _written(at: Path, scale: float) -> None:
     single(at / "from", 2, max(1, int(32 * scale)), 2048, 768)
-    made = measured(["convert", str(at / "from"), str(at / "src"), "--to", "nemo", "-q"], None)
+    (made,) = measured(["convert", str(at / "from"), str(at / "src"), "--to", "nemo", "-q"])
     if made.code:
         raise RuntimeError(made.said)
 
@@ -243,9 +273,9 @@ def run(scratch: Path, scale: float = 1.0, only: str | None = None) -> str:
             continue
         folder = scratch / "one"
         scenario.build(folder, scale)
-        arguments = [part.format(folder) for part in scenario.arguments]
-        for budget in (DEFAULT, smallest(arguments)):
-            found = measured(arguments, budget)
+        command = [part.format(folder) for part in scenario.arguments]
+        for budget in (DEFAULT, *smallest(command)):
+            (found,) = measured(under(command, budget))
             shutil.rmtree(folder / "dst", ignore_errors=True)
             held = f"{found.peak_nbytes / 1e6:.1f} MB"
             rows.append((scenario.name, f"{budget / 1e6:.1f} MB", held, found.code, verdict(found.peak_nbytes, budget)))
