@@ -36,7 +36,7 @@ class Computed(Op):
 
     by_bits: ClassVar[bool] = False  # compares and moves bits: tensors come as integers, on the host without torch
     align: int = 1  # tiles are cut at multiples of this many indices where possible
-    temporary_nbytes: ClassVar[int] = 24  # that computing takes for each element, beside operands and result
+    temporary_nbytes: ClassVar[int] = 24  # that computing takes for each element of the largest operand, or the result
 
     @abstractmethod
     def operands(self, node: Node, box: Box) -> list[tuple[Node, Box]]:

@@ -88,8 +88,9 @@ def compute_tiles(piece: Piece) -> list[Piece]:
     """A piece of a computed node, cut so that all that a tile takes stays near COMPUTE_TILE_NBYTES."""
     op = piece.node.op
     assert isinstance(op, Computed)
-    sizes = [prod(box_dims(box)) * node.itemsize for node, box in op.operands(piece.node, piece.box)]
-    total = sum(sizes) + prod(box_dims(piece.box)) * (piece.node.itemsize + op.temporary_nbytes)
+    sides = [(piece.node.itemsize, prod(box_dims(piece.box)))]
+    sides += [(node.itemsize, prod(box_dims(box))) for node, box in op.operands(piece.node, piece.box)]
+    total = sum(itemsize * count for itemsize, count in sides) + op.temporary_nbytes * max(n for _, n in sides)
     limit = max(1, prod(box_dims(piece.box)) * piece.node.itemsize * COMPUTE_TILE_NBYTES // max(total, 1))
     limit = max(limit, op.least_elements(piece.node, piece.box) * piece.node.itemsize)
     starts = [axis.start for axis in piece.box]
