@@ -20,24 +20,22 @@ pytestmark = pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reas
 
 # At these scales every command reads, writes or holds several times its smallest budget.
 SCALES = {
-    "many outputs": 0.1,
-    "cast": 0.08,
-    "transposed": 0.3,
-    "FP8 -> bf16": 0.3,
-    "MXFP4 -> bf16": 0.4,
-    "bf16 -> FP8": 0.3,
-    "many shards": 0.25,
-    "strided": 0.08,
-    "merge": 0.3,
-    "verify": 0.2,
-    "verify against": 0.2,
-    "diff": 0.2,
-    "stats": 0.2,
+    "many outputs": 0.12,
+    "cast": 0.03,
+    "FP8 -> bf16": 0.1,
+    "bf16 -> FP8": 0.1,
+    "many shards": 0.15,
+    "strided": 0.03,
+    "merge": 0.1,
+    "verify": 0.1,
+    "diff": 0.1,
+    "stats": 0.1,
 }
+AT_THE_DEFAULT = ("FP8 -> bf16",)  # more threads, each with its temporaries
 
 
 @pytest.mark.slow
-def test_the_smallest_budget_and_the_default_hold(tmp_path: Path) -> None:
+def test_commands_keep_to_their_budgets(tmp_path: Path) -> None:
     scenarios = [one for one in budget.SCENARIOS if one.name in SCALES]
     assert len(scenarios) == len(SCALES)
     commands = []
@@ -45,9 +43,12 @@ def test_the_smallest_budget_and_the_default_hold(tmp_path: Path) -> None:
         scenario.build(tmp_path / str(number), SCALES[scenario.name])
         commands.append([part.format(tmp_path / str(number)) for part in scenario.arguments])
     least = budget.smallest(*commands)
-    again = [[part.replace("/dst", "/again") for part in command] for command in commands]
-    limits = [*least, *(budget.DEFAULT for _ in commands)]
-    ran = [budget.under(command, limit) for command, limit in zip([*commands, *again], limits, strict=True)]
+    limits = list(least)
+    for scenario, command in zip(scenarios, list(commands), strict=True):
+        if scenario.name in AT_THE_DEFAULT:
+            commands.append([part.replace("/dst", "/again") for part in command])
+            limits.append(budget.DEFAULT)
+    ran = [budget.under(command, limit) for command, limit in zip(commands, limits, strict=True)]
     for command, limit, found in zip(ran, limits, budget.measured(*ran), strict=True):
         assert found.code == (1 if command[0] == "diff" else 0), (command, found.said)
         assert found.peak_nbytes <= limit, (command, found)

@@ -267,7 +267,35 @@ def ranks_that_disagree_are_told(folder: Path) -> None:
     assert not list(folder.glob("*out*"))
 
 
+def disks_that_are_not_shared(folder: Path) -> None:
+    """A path that is another folder on each node: what the last rank wrote is nowhere that rank 0 could find it."""
+    ckpt, last = opened(folder), dist.get_world_size() - 1
+    own = folder / "node"
+    real = distributed.save.__globals__["output_folder"]
+
+    def elsewhere(*args: Any) -> OutputFolder:
+        made: OutputFolder = real(*args)
+        if dist.get_rank() == last:
+            own.mkdir(exist_ok=True)
+            made.building, made._journal.path = own, own / made._journal.path.name
+            made._journal.begin(made.digest, {}, {})
+            made.claim.folder = own
+        return made
+
+    with (
+        patch.dict(distributed.save.__globals__, {"output_folder": elsewhere}),
+        pytest.raises(WriteError, match="do the processes that save see different disks"),
+    ):
+        distributed.save(ckpt, folder / "out", **PLAN)
+    assert not (folder / "out").exists()
+    assert dist.get_rank() != last or list(own.glob("*.safetensors"))
+    dist.barrier()
+    distributed.save(ckpt, folder / "out", **PLAN)
+    assert_made(folder)
+
+
 SCENARIOS = [
+    disks_that_are_not_shared,
     all_ranks_write_one_checkpoint,
     whoever_fails_and_whenever,
     finished_shards_of_all_ranks_are_kept,

@@ -286,6 +286,22 @@ def test_rank_slices_that_cannot_be_whole_are_refused(tmp_path: Path) -> None:
             lazysd.open(sliced(tmp_path / "c", {"w": torch.ones(8, 2)}, 2, info=odd))
 
 
+@pytest.mark.parametrize(
+    ("key", "size"), [("model.embed_tokens.weight", "vocab_size"), ("model.norm.weight", "hidden_size")]
+)
+def test_rank_slices_whose_last_rank_is_missing_are_refused(tmp_path: Path, key: str, size: str) -> None:
+    """What is left fits together; only config.json tells."""
+    whole = {key: torch.arange(12.0)[:, None], "model.layers.0.w": torch.ones(12, 2)}
+    config = json.dumps({size: 12})
+    source = put(sliced(tmp_path / "src", whole, 3), {"config.json": config})
+    assert lazysd.open(source)[key].shape == (12, 1)
+    (source / "shard-00003-model-00001-of-00001.safetensors").unlink()
+    with pytest.raises(FormatError, match=rf"end at row 8 of 12 \({size} in config.json\), so the last ranks' files"):
+        lazysd.open(source)
+    (source / "config.json").unlink()
+    assert "check that none is missing" in lazysd.open(source).remarks[0]
+
+
 def test_a_minus_zero_in_a_shape_is_refused(tmp_path: Path) -> None:
     text = b'{"w":{"dtype":"F32","shape":[-0],"data_offsets":[0,0]}}'
     (tmp_path / "m.safetensors").write_bytes(len(text).to_bytes(8, "little") + text)

@@ -12,7 +12,7 @@ from typing import Any
 
 from ...errors import FormatError, UnsupportedCheckpointError
 from ...stores.base import File
-from ...stores.strict_json import parse_json, show
+from ...stores.strict_json import parse_json, read_json, show
 from ..base import Chunk, Contents, Folder, StoredTensor
 from .entries import Header
 from .header import read_header
@@ -20,6 +20,15 @@ from .header import read_header
 INFO = "DCP_SHARDING_INFO"
 _NAME = re.compile(r"shard-(\d{1,9})-model-(\d{1,9})-of-(\d{1,9})\.safetensors")
 _LIMIT = 2**63
+# Sizes that config.json states, and the tensors whose first axis has them. Where the last ranks are missing, nothing
+# else shows it: what is left fits together, only shorter.
+_STATED = (
+    ("vocab_size", re.compile(r"(?:model\.)?embed_tokens\.weight|lm_head\.weight")),
+    (
+        "hidden_size",
+        re.compile(r"(?:model\.)?(?:norm|layers\.\d{1,9}\.(?:input_layernorm|post_attention_layernorm))\.weight"),
+    ),
+)
 _WHOLE = "or have torch make whole files of them (torch.distributed.checkpoint.HuggingFaceStorageWriter, consolidation)"
 
 
@@ -64,11 +73,29 @@ def read(folder: Folder, names: list[str]) -> Contents:
             starts = _starts(file, key, offsets, len(entry.shape))
             chunks.setdefault(key, []).append(Chunk(file, entry.start, starts, entry.shape))
     tensors = {key: StoredTensor(codes[key], _dims(key, parts), tuple(parts)) for key, parts in chunks.items()}
+    _check_ends(folder, tensors)
     remark = (
         f"{folder.path}: the slices of {len(ranks)} ranks were put together by their offsets; the files do not say "
         "how many ranks there were, so check that none is missing"
     )
     return Contents(tensors, tuple(files), metadata, frozenset(names), (remark,))
+
+
+def _check_ends(folder: Folder, tensors: Mapping[str, StoredTensor]) -> None:
+    """Refuse slices that end before the sizes that config.json states."""
+    if not folder.store.has("config.json"):
+        return
+    config = read_json(folder.store.open("config.json"), "config.json", constants=True)
+    for name, keys in _STATED:
+        stated = config.get(name)
+        if type(stated) is not int:
+            continue
+        for key, tensor in tensors.items():
+            if keys.fullmatch(key) and tensor.dims and tensor.dims[0] < stated:
+                raise FormatError(
+                    f"cannot open {folder.path}: the slices of {show(key)} end at row {tensor.dims[0]} of {stated} "
+                    f"({name} in config.json), so the last ranks' files are missing; fetch them"
+                )
 
 
 def _offsets(file: File, header: Header) -> Mapping[str, Any]:
