@@ -14,7 +14,7 @@ BUILT_FROM := pyproject.toml setup.py lazysd/move/_strided.c
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test test-tiny test-peft018 lint fuzz sanitize budget bench clean check-python
+.PHONY: help demo test test-tiny test-peft018 lint fuzz sanitize faults budget bench clean check-python
 
 help:  ## this list
 	@grep -E '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z0-9-]+):.*## /\1\t/' | expand -t 16
@@ -48,6 +48,9 @@ sanitize: $(TEST)/.installed  ## the compiled kernel under ASan and UBSan, with 
 	    ASAN_OPTIONS=detect_leaks=0:detect_odr_violation=0 \
 	    $(TEST)/bin/python tests/sanitized.py build/sanitize || exit 1; \
 	done
+
+faults: $(TEST)/.installed  ## kill saves and damage their journals at random: SECONDS=300, SEED=0
+	$(TEST)/bin/python tests/faults.py --seconds $(or $(SECONDS),300) --seed $(or $(SEED),0)
 
 budget: $(TEST)/.installed  ## every command at the default budget and at the smallest, at sizes that take minutes
 	$(TEST)/bin/python benchmarks/budget.py
