@@ -8,7 +8,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import nn
 
-from . import dtypes
+from . import buffers, dtypes, layouts
+from .errors import LazysdError
 from .graph.compute import Agree
 from .graph.rewrite import build, cast
 from .tensor.lazy import LazyTensor
@@ -20,7 +21,7 @@ class LoadReport(NamedTuple):
 
     missing_keys: list[str]
     unexpected_keys: list[str]
-    left_on_meta: list[str]  # parameters and buffers that no checkpoint held; compute them before a forward pass
+    left_on_meta: list[str]  # parameters and buffers that no checkpoint held, and no model could compute
 
 
 class _Place(NamedTuple):
@@ -38,7 +39,8 @@ def load_into(module: nn.Module, ckpt: Mapping[str, Any], device: Any = None, st
     Reads every tensor once, straight into its parameter: host memory grows by the module and a scratch block. A
     parameter keeps its dtype (values are cast on the way), its requires_grad and its ties; on the meta device it is
     replaced by one with memory. Of DTensor parameters only this rank's part is read. Keys and shapes are checked before
-    the first byte moves.
+    the first byte moves. Buffers that no checkpoint holds (rotary tables) are computed on meta modules of transformers,
+    as from_pretrained computes them; for others a log line says what to write.
 
     >>> import torch, lazysd
     >>> with torch.device("meta"):
@@ -59,6 +61,7 @@ def load_into(module: nn.Module, ckpt: Mapping[str, Any], device: Any = None, st
 
     Raises:
         RuntimeError: missing or unexpected keys (strict), or shapes that differ, in torch's words; nothing has moved.
+            Where the module's keys are those of another layout of the checkpoint's family, the message names it.
         LayoutError: the checkpoint holds different tensors under the names of one tied parameter.
     """
     places = list(_places(module))
@@ -67,7 +70,7 @@ def load_into(module: nn.Module, ckpt: Mapping[str, Any], device: Any = None, st
     filled = {id(_held(by_key[key])) for key in wanted}
     missing = [key for key, place in by_key.items() if key not in wanted and id(_held(place)) not in filled]
     unexpected = [key for key in ckpt if key not in by_key]
-    _check(module, by_key, wanted, missing if strict else [], unexpected if strict else [])
+    _check(module, by_key, ckpt, missing if strict else [], unexpected if strict else [])
 
     replaced = _allocate(places, filled, None if device is None else torch.device(device))
     for keys in _by_memory(by_key, wanted):
@@ -81,6 +84,7 @@ def load_into(module: nn.Module, ckpt: Mapping[str, Any], device: Any = None, st
                 target.copy_(node)
     for place in places:  # last: a failed read leaves no parameter without data
         place.table[place.name] = replaced.get(id(_held(place)), _held(place))
+    buffers.compute(module, None if device is None else torch.device(device))
     left = [place.key for place in places if _held(place).is_meta]
     return LoadReport(missing, unexpected, left)
 
@@ -125,7 +129,7 @@ def _held(place: _Place) -> torch.Tensor:
 def _check(
     module: nn.Module,
     by_key: Mapping[str, _Place],
-    wanted: Mapping[str, Any],
+    ckpt: Mapping[str, Any],
     missing: list[str],
     unexpected: list[str],
 ) -> None:
@@ -134,7 +138,7 @@ def _check(
         if keys:
             names = ", ".join(f'"{key}"' for key in keys)
             problems.append(f"{what} key(s) in state_dict: {names}. ")
-    for key, node in wanted.items():
+    for key, node in ((key, ckpt[key]) for key in ckpt if key in by_key):
         expected = _held(by_key[key]).shape
         if tuple(node.shape) != tuple(expected):
             problems.append(
@@ -142,8 +146,27 @@ def _check(
                 f"the shape in current model is {expected}."
             )
     if problems:
+        if (name := _fitting_layout(by_key, ckpt)) is not None:
+            problems.append(f'The module has the keys of layout "{name}": load ckpt.convert("{name}") instead.')
         lines = "\n\t".join(problems)
         raise RuntimeError(f"Error(s) in loading state_dict for {type(module).__name__}:\n\t{lines}")
+
+
+def _fitting_layout(by_key: Mapping[str, _Place], ckpt: Mapping[str, Any]) -> str | None:
+    """The layout in which a checkpoint has the module's keys and shapes, tied names aside; None where none has."""
+    convert, family = (getattr(ckpt, name, None) for name in ("convert", "family"))  # a Checkpoint has both
+    if convert is None or family is None:
+        return None
+    for layout in layouts.all_layouts(family):
+        try:
+            made = convert(layout.name)
+        except LazysdError:
+            continue
+        held = {id(_held(by_key[key])) for key in made if key in by_key}
+        fits = all(key in by_key and tuple(node.shape) == tuple(_held(by_key[key]).shape) for key, node in made.items())
+        if fits and all(id(_held(place)) in held for place in by_key.values()):
+            return layout.name
+    return None
 
 
 def _allocate(places: list[_Place], filled: set[int], device: torch.device | None) -> dict[int, torch.Tensor]:
