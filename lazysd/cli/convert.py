@@ -61,8 +61,8 @@ def add_saving(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     with opened(args.src, args) as checkpoint:
-        say_verbose = say if args.verbose else lambda args, text: None
-        say_verbose(args, f"{checkpoint!r}")
+        if args.verbose:  # looking for the layout takes a while
+            say(args, f"{checkpoint!r}")
         made = printable(args.src) + (f" as layout {args.to}" if args.to else "")
         made += ", renamed" if args.rename else ""
         made += f", cast to {dtypes.DTYPES[args.dtype].label}" if args.dtype else ""

@@ -25,7 +25,8 @@ _said = threading.Lock()  # taken by whoever prints the line
 def install() -> None:
     """From here on, for the whole process."""
     hear, tell = os.pipe()
-    os.set_blocking(tell, False)
+    if hasattr(os, "set_blocking"):  # Windows has it from Python 3.12 on
+        os.set_blocking(tell, False)
     threading.Thread(target=_watch, args=(hear,), daemon=True, name="lazysd-signals").start()
     signal.set_wakeup_fd(tell, warn_on_full_buffer=False)
     for number in _WORDS:

@@ -42,7 +42,7 @@ def _madvise() -> Any:
 
     try:
         advise = ctypes.CDLL(None).madvise
-    except (OSError, AttributeError):
+    except (OSError, AttributeError, TypeError):  # TypeError: a system whose libraries all have names
         return None
     advise.argtypes, advise.restype = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int], ctypes.c_int
     return advise if hasattr(mmap, "MADV_HUGEPAGE") else None

@@ -10,6 +10,8 @@ from typing import NamedTuple
 
 from ..errors import FormatError
 from ..stores.crc import combine, crc32
+from ..stores.journal import no_links
+from ..stores.system import read_at
 from . import workers
 
 PIECE_NBYTES = 16 << 20  # that one worker takes at a time
@@ -51,7 +53,7 @@ def sums_of(
         if not hasattr(own, "buffer"):
             own.buffer = memoryview(bytearray(BUFFER_NBYTES))
         path = folder / job[0].file
-        fd = os.open(path, os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0))
+        fd = os.open(path, os.O_RDONLY | no_links())
         try:
             for name, number, start, nbytes in job:
                 sums[name][number][start] = (_crc(fd, start, nbytes, own.buffer, path), nbytes)
@@ -85,7 +87,7 @@ def _jobs(spans: Mapping[str, list[Span]]) -> Iterator[list[_Piece]]:
 def _crc(fd: int, start: int, nbytes: int, buffer: memoryview, path: Path) -> int:
     crc = 0
     while nbytes:
-        got = os.preadv(fd, [buffer[: min(nbytes, len(buffer))]], start)
+        got = read_at(fd, buffer[: min(nbytes, len(buffer))], start)
         if not got:
             raise FormatError(f"{path} ended at byte {start} while it was being read; is somebody writing it?")
         crc = crc32(buffer[:got], crc)

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import os
-import resource
 import threading
 import weakref
 from collections import deque
 from collections.abc import Callable
 from typing import Protocol
+
+from .system import max_open
 
 MOST = 128  # descriptors kept; opening one again costs microseconds
 SHARE = 4  # of the process's limit, so that outputs, sockets and the caller have theirs
@@ -41,7 +42,7 @@ class Handles:
 
     def keep(self, holder: Holder) -> None:
         """Note that `holder` has opened its handle, and let go of others beyond the limit."""
-        limit, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+        limit = max_open()
         most = MOST if limit < 0 else max(1, min(MOST, limit // SHARE))
         with self._lock:
             self._kept.append(weakref.ref(holder))

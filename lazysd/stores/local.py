@@ -12,6 +12,7 @@ from .base import Cost, File, Parts
 from .handles import Handle, Handles
 from .maps import map_private
 from .regular import check_regular, open_regular
+from .system import read_at
 
 READ_LIMIT = 1 << 30  # bytes a single preadv asks for; Linux caps one call below 2 GiB
 
@@ -92,7 +93,7 @@ class LocalFile(File):
             done = 0
             while done < len(buffer):
                 try:
-                    count = os.preadv(handle.fd, [buffer[done : done + READ_LIMIT]], offset + done)
+                    count = read_at(handle.fd, buffer[done : done + READ_LIMIT], offset + done)
                 except OSError as error:
                     raise ReadError(f"{self.path}: reading at {offset + done} failed: {error.strerror}") from error
                 if not count:

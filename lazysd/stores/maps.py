@@ -8,11 +8,13 @@ from __future__ import annotations
 import ctypes
 import mmap
 import os
+import sys
 import weakref
 from functools import cache
 from typing import Any
 
 _FAILED = ctypes.c_void_p(-1).value
+_NORESERVE = 0x4000 if sys.platform == "linux" else 0  # which Python 3.11 does not name
 
 
 def map_private(fd: int, nbytes: int) -> memoryview:
@@ -23,7 +25,9 @@ def map_private(fd: int, nbytes: int) -> memoryview:
     Raises:
         OSError: the system refuses.
     """
-    flags = mmap.MAP_PRIVATE | getattr(mmap, "MAP_NORESERVE", 0x4000)
+    if _libc() is None or not hasattr(mmap, "MAP_PRIVATE"):
+        return memoryview(mmap.mmap(fd, nbytes, access=mmap.ACCESS_COPY))
+    flags = mmap.MAP_PRIVATE | getattr(mmap, "MAP_NORESERVE", _NORESERVE)
     address = _libc().mmap(None, nbytes, mmap.PROT_READ | mmap.PROT_WRITE, flags, fd, 0)
     if address == _FAILED:
         number = ctypes.get_errno()
@@ -35,7 +39,12 @@ def map_private(fd: int, nbytes: int) -> memoryview:
 
 @cache
 def _libc() -> Any:
-    libc = ctypes.CDLL(None, use_errno=True)
+    """The system's own mmap; None where Python's has to do, which keeps a descriptor of each map."""
+    try:
+        libc = ctypes.CDLL(None, use_errno=True)
+        libc.munmap  # noqa: B018 - looked up
+    except (OSError, AttributeError, TypeError):  # TypeError: a system whose libraries all have names
+        return None
     libc.mmap.restype = ctypes.c_void_p
     libc.mmap.argtypes = [
         *(ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int, ctypes.c_int, ctypes.c_int),

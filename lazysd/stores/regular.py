@@ -6,6 +6,7 @@ import os
 import stat
 
 from ..errors import FormatError, LazysdError, MissingShardError, ReadError
+from .system import read_flags
 
 _KINDS = (
     (stat.S_ISDIR, "a directory"),
@@ -33,7 +34,7 @@ def open_regular(path: str | os.PathLike[str]) -> int:
     """Open a regular file for reading and return its descriptor; never blocks on a pipe or a device."""
     try:
         check_regular(path, os.stat(path).st_mode)  # before the open: opening a device may have effects
-        fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+        fd = os.open(path, read_flags())
     except LazysdError:
         raise
     except FileNotFoundError:

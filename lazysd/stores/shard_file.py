@@ -14,6 +14,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from .journal import no_links
+from .system import write_at
 
 PAGE_NBYTES = 4096  # what O_DIRECT wants offset, length and memory to be multiples of, on any disk in use
 DIRECT_MIN_NBYTES = 256 << 10  # smaller writes are no faster past the page cache
@@ -65,7 +66,7 @@ class ShardFile:
         done = 0
         while done < len(data) and self._direct is not None and done % PAGE_NBYTES == 0:
             try:
-                done += os.pwrite(self._direct, data[done:], offset + done)
+                done += write_at(self._direct, data[done:], offset + done)
             except OSError as error:
                 if error.errno not in (errno.EINVAL, errno.EOPNOTSUPP):
                     raise
@@ -78,7 +79,7 @@ class ShardFile:
             return
         with self._buffered:  # the kernel lets one buffered writer into a file at a time; waiting here is cheaper
             while done < len(data):
-                done += os.pwrite(self._fd, data[done:], offset + done)
+                done += write_at(self._fd, data[done:], offset + done)
             if len(data) >= DIRECT_MIN_NBYTES:  # have the disk begin now: the sync at the end then finds little to do
                 _begin_writeback(self._fd, offset, len(data))
 
@@ -96,7 +97,7 @@ def _allocate(fd: int, nbytes: int) -> None:
 
 
 def _begin_writeback(fd: int, offset: int, nbytes: int) -> None:
-    if hasattr(os, "posix_fadvise"):
+    if hasattr(os, "posix_fadvise") and hasattr(os, "POSIX_FADV_DONTNEED"):
         os.posix_fadvise(fd, offset, nbytes, os.POSIX_FADV_DONTNEED)
 
 
