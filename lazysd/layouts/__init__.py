@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from typing import Any
+
+from .. import moved
 from ..errors import LayoutError
 from .choosing import Choice, choose
 from .converting import convert
@@ -24,6 +27,11 @@ from .registry import (
 from .rewriting import apply
 from .rule import Layout, Rule
 from .tables import load
+
+
+def __getattr__(name: str) -> Any:
+    return moved.resolve(__name__, name)
+
 
 __all__ = [
     "Choice",
