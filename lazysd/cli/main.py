@@ -18,10 +18,11 @@ from .. import errors
 from .._version import __version__
 from ..layouts import load
 from ..nearest import did_you_mean
-from . import convert, diff, inspect, layouts, merge, plan, show, signals, stats, verify
+from . import completion, convert, diff, inspect, layouts, merge, plan, show, signals, stats, verify
 from .common import UsageError, drop_stdout, to_stderr
+from .wording import in_options
 
-COMMANDS = (inspect, layouts, plan, convert, merge, verify, diff, show, stats)
+COMMANDS = (inspect, layouts, plan, convert, merge, verify, diff, show, stats, completion)
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)  # of stdout, where no error of ours says more
 _WRITING = (errors.OutputExistsError, errors.NoSpaceError, errors.WriteError, errors.ResumeMismatchError)
 
@@ -119,7 +120,7 @@ def _failed(args: argparse.Namespace, error: BaseException, code: int) -> int:
     message: object = error
     if isinstance(error, OSError) and error.strerror:  # without "[Errno 30]"
         message = f"{error.filename}: {error.strerror}" if error.filename else error.strerror
-    text = " ".join(str(message).split())
+    text = in_options(" ".join(str(message).split()))
     to_stderr(f"lazysd: {''.join(char if char.isprintable() else '?' for char in text)}")
     return code
 
