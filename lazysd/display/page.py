@@ -73,12 +73,16 @@ max-width:none;min-width:0}
 & text{fill:currentColor;font:12px ui-monospace,Menlo,Consolas,monospace}
 @container (max-width:72ch){
 & .y,& .c{min-width:0}
-& i{max-width:24px}
 }
 @container (max-width:104ch){
+& i{max-width:40px}
 & table.t{width:100%}
 & .t td:first-child{width:100%}
-& .t .h{contain:inline-size;flex:1;min-width:4ch}
+& .t .h{contain:inline-size;flex:1;min-width:15ch}
+}
+@container (max-width:60ch){
+& i{max-width:16px}
+& .t .h{min-width:6ch}
 }
 """
 STYLE = "<style>" + _RULES.replace("&-text", ".lazysd-text").replace("&", _ROOT) + "</style>"
