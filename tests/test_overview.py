@@ -99,3 +99,26 @@ def test_rows_fit_the_terminal(
         rows = [line for line in capsys.readouterr().out.splitlines() if "weight" in line]
         assert len(rows) > 10
         assert max(map(len, rows)) <= 90
+
+
+def test_an_adapter_is_counted_whole(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    at = "base_model.model.model.layers.0.self_attn.q_proj."
+    tensors = {f"{at}lora_A.weight": torch.ones(4, 8), f"{at}lora_B.weight": torch.ones(8, 4)}
+    save_file(tensors | {f"{at}lora_magnitude_vector": torch.ones(8)}, tmp_path / "adapter_model.safetensors")
+    config = {"peft_type": "LORA", "use_dora": True, "r": 4, "lora_alpha": 8, "target_modules": ["q_proj"]}
+    (tmp_path / "adapter_config.json").write_text(json.dumps(config))
+    assert main(["inspect", str(tmp_path)]) == 0
+    shown = capsys.readouterr().out
+    assert "adapter  DoRA of rank 4, alpha 8" in shown
+    assert "         3 tensors, 288 B" in shown
+    assert "DoRA of rank 4" in lazysd.open(tmp_path)._repr_html_()
+
+
+def test_a_pipeline_names_its_parts(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for part in ("vae", "unet"):
+        (tmp_path / part).mkdir()
+        save_file({"w": torch.ones(2)}, tmp_path / part / "diffusion_pytorch_model.safetensors")
+    (tmp_path / "model_index.json").write_text("{}")
+    assert main(["inspect", str(tmp_path)]) == 3
+    assert f"several models, 'unet', 'vae'; open one of them, for instance {tmp_path}/unet" in capsys.readouterr().err
+    assert main(["inspect", str(tmp_path / "unet")]) == 0

@@ -41,4 +41,17 @@ def read(folder: Folder) -> Contents:
     if others := folder.ending(*WEIGHTS):
         reason = f"found no safetensors, only files lazysd never opens: {listing(others)}"
         raise UnsupportedCheckpointError(f"cannot open {folder.path}: {reason}; {_STEP}")
+    if parts := _parts(folder):
+        raise MissingShardError(
+            f"cannot open {folder.path}: it is a pipeline of several models, {listing(parts)}; open one of them, "
+            f"for instance {folder.path.rstrip('/')}/{parts[0]}"
+        )
     raise MissingShardError(f"cannot open {folder.path}: expected .safetensors files, found none; check the path")
+
+
+def _parts(folder: Folder) -> list[str]:
+    """Folders with weights of a pipeline as diffusers lays it out."""
+    if "model_index.json" not in folder.names:
+        return []
+    weights = [name for name in folder.listing.files if name.endswith(".safetensors") and "/" in name]
+    return sorted({name.rpartition("/")[0] for name in weights})

@@ -45,8 +45,8 @@ def adapter_summary(ckpt: Checkpoint) -> dict[str, Any]:
     Values that differ between parameters come as sorted lists; what cannot be told is None, and `problem` says why.
     """
     said = ckpt.adapter or AdapterConfig()
-    kind, problem = _kind(ckpt, said)
-    lora = [key for key in ckpt if any(mark in key for mark in (kind.marks if kind else ()))] or list(ckpt)
+    kind, marks, problem = _kind(ckpt, said)
+    lora = [key for key in ckpt if any(mark in key for mark in marks)] or list(ckpt)
     summary: dict[str, Any] = {
         **(kind.summary(said) if kind else {"kind": None}),
         "layout": None,
@@ -81,14 +81,18 @@ def adapter_summary(ckpt: Checkpoint) -> dict[str, Any]:
     }
 
 
-def _kind(ckpt: Checkpoint, said: AdapterConfig) -> tuple[AdapterKind | None, str | None]:
-    """The kind an adapter is of, that with more than two factors where there are several; or what is wrong."""
+def _kind(ckpt: Checkpoint, said: AdapterConfig) -> tuple[AdapterKind | None, list[str], str | None]:
+    """The kind an adapter is of, that with more than two factors where there are several; or what is wrong.
+
+    Also the marks of all its kinds: DoRA has LoRA's tensors beside its own.
+    """
     try:
         kinds = kinds_of(said, ckpt)
     except LayoutError as error:
-        return None, str(error)
+        return None, [], str(error)
     shown = [kind for kind in kinds if not kind.marks or any(mark in key for key in ckpt for mark in kind.marks)]
-    return max(shown or kinds, key=lambda kind: len(kind.marks) == 1, default=None), None
+    chosen = max(shown or kinds, key=lambda kind: len(kind.marks) == 1, default=None)
+    return chosen, [mark for kind in kinds for mark in kind.marks], None
 
 
 def _of_modules(ckpt: Checkpoint, said: AdapterConfig, summary: dict[str, Any]) -> dict[str, Any]:
