@@ -161,9 +161,28 @@ def test_qwen3_moe_for_megatron(tmp_path: Path) -> None:
     assert all(found.convert("hf")[key] is ckpt[key] for key in ckpt)
     nemo = found.convert("nemo")
     assert nemo[at + "mlp.experts.down_projs"].dims == (experts, inner, HIDDEN)
-    dense = {at.replace("0", "1") + "mlp.up_proj.weight": lazysd.from_torch(noise((inner, HIDDEN)))}
-    with pytest.raises(LayoutError, match="the norm of a dense layer has another name"):
-        (ckpt | dense).convert("megatron")
+    beyond = at.replace("0", "1")
+    half = {beyond + "mlp.up_proj.weight": lazysd.from_torch(noise((inner, HIDDEN)))}
+    with pytest.raises(LayoutError, match="a dense layer has gate, up and down together"):
+        (ckpt | half).convert("megatron")
+    alone = {beyond + "post_attention_layernorm.weight": lazysd.from_torch(noise((HIDDEN,)))}
+    with pytest.raises(LayoutError, match="neither a router nor a down_proj stands in it"):
+        (ckpt | alone).convert("megatron")
+    more = {f"{beyond}mlp.{g}_proj.weight": noise((6, HIDDEN) if g != "down" else (HIDDEN, 6)) for g in DENSE}
+    more[beyond + "post_attention_layernorm.weight"] = noise((HIDDEN,), seed=5)
+    mixed = ckpt | {key: lazysd.from_torch(tensor) for key, tensor in more.items()}
+    found = mixed.convert("megatron")
+    expected = {
+        "mlp.linear_fc1.weight": torch.cat([more[f"{beyond}mlp.{g}_proj.weight"] for g in ("gate", "up")]),
+        "mlp.linear_fc1.layer_norm_weight": more[beyond + "post_attention_layernorm.weight"],
+        "mlp.linear_fc2.weight": more[beyond + "mlp.down_proj.weight"],
+    }
+    assert_same({key: found["decoder.layers.1." + key] for key in expected}, expected)
+    assert "decoder.layers.0.pre_mlp_layernorm.weight" in found
+    assert all(found.convert("hf")[key] is mixed[key] for key in mixed)
+
+
+DENSE = ("gate", "up", "down")
 
 
 @pytest.mark.parametrize("model_type", ["llama", "mistral", "qwen2", "qwen3"])

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 from checkpoints import assert_same, write
-from tiny_moe import HUB_KEYS, MODELS, NUM_EXPERTS, Saved, saved
+from tiny_moe import HIDDEN, HUB_KEYS, MODELS, NUM_EXPERTS, Saved, answer, saved
 
 import lazysd
 from lazysd.errors import LayoutError
@@ -50,13 +50,19 @@ def test_fused_is_what_transformers_holds(model_type: str) -> None:
     assert_same({key: model.memory[key] for key in model.fused}, model.fused)
 
 
-@pytest.mark.parametrize("model_type", ["qwen3_moe", "mixtral", "gpt_oss", "llama4", "dbrx", "aria", "granitemoe"])
-def test_square_experts(model_type: str) -> None:
+@pytest.mark.parametrize("inner", [HIDDEN // 2, HIDDEN], ids=["2I=H", "I=H"])
+@pytest.mark.parametrize("model_type", [name for name in MODELS if name not in NO_FUSED])
+def test_square_experts(model_type: str, inner: int) -> None:
     """2 I == H and I == H, where shapes cannot tell one axis from another."""
-    for inner in (8, 16):
-        model = saved(model_type, moe_intermediate_size=inner, intermediate_size=inner, num_experts=3)
-        assert_same(opened(model, model.disk, to="hf-fused"), model.fused)
-        assert_same(opened(model, model.fused, to="hf", source="hf-fused"), model.disk)
+    model = square(model_type, inner)
+    assert_same(opened(model, model.disk, to="hf-fused"), model.fused)
+    assert_same(opened(model, model.fused, to=source_of(model_type), source="hf-fused"), model.disk)
+
+
+def square(model_type: str, inner: int) -> Saved:
+    """A model all of whose experts are as wide as asked."""
+    widths = ("moe_intermediate_size", "intermediate_size", "ffn_hidden_size", "expert_ffn_hidden_size", "d_ff")
+    return saved(model_type, **dict.fromkeys(widths, inner))
 
 
 @pytest.mark.parametrize("model_type", MODELS)
@@ -129,6 +135,8 @@ def test_what_we_write_loads_as_the_same_model(tmp_path: Path, model_type: str) 
         loaded, info = getattr(transformers, name).from_pretrained(tmp_path / folder, output_loading_info=True)
         assert not any(info[kind] for kind in ("missing_keys", "unexpected_keys", "mismatched_keys")), info
         assert_same(loaded.state_dict(), model.memory)
+        if model.answer is not None:
+            assert_same({"logits": answer(loaded)}, {"logits": model.answer})
 
 
 @pytest.mark.parametrize("model_type", NO_FUSED)

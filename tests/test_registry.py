@@ -15,8 +15,6 @@ from lazysd.testing import assert_round_trip, state_dicts
 from lazysd.testing.strategies import PREFIXES
 
 ALL = all_layouts()
-# Megatron-Core's attention needs shapes that agree with each other; what is drawn beside experts has any.
-LAYOUTS = [layout for layout in ALL if (layout.family, layout.name) != ("qwen3_moe", "megatron")]  # see test_dense.py
 PLAIN = (torch.bfloat16, torch.float32)
 
 
@@ -39,7 +37,7 @@ def round_trips(layout: Layout, max_examples: int = 50) -> None:
     check()
 
 
-@pytest.mark.parametrize("layout", LAYOUTS, ids=lambda layout: f"{layout.family}-{layout.name}")
+@pytest.mark.parametrize("layout", ALL, ids=lambda layout: f"{layout.family}-{layout.name}")
 def test_there_and_back(layout: Layout) -> None:
     round_trips(layout, max_examples=50 if layout.family == "qwen3_moe" else 4)
 
@@ -49,7 +47,7 @@ def test_is_described(layout: Layout) -> None:
     assert layout.description, f"`lazysd layouts` has nothing to say about {layout.name}"
 
 
-@pytest.mark.parametrize("family", sorted({layout.family for layout in LAYOUTS}))
+@pytest.mark.parametrize("family", sorted({layout.family for layout in ALL}))
 def test_every_family_has_a_hub(family: str) -> None:
     """Layouts of a family meet in `hf`, the one that strategies draw."""
     assert lazysd.layouts.get("hf", family).rules

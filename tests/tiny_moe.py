@@ -362,10 +362,20 @@ def build(model_type: str, **sizes: int) -> Any:
     model = getattr(transformers, name)(config)
     generator = torch.Generator().manual_seed(7)
     with torch.no_grad():
-        for tensor in (*model.parameters(), *model.buffers()):
+        for tensor in model.state_dict().values():  # other buffers are worked out from the config
             if tensor.is_floating_point():
-                tensor.copy_(torch.randn(tensor.shape, generator=generator, dtype=torch.float32))
+                tensor.copy_(torch.randn(tensor.shape, generator=generator, dtype=torch.float32) / 4)
     return model.eval()
+
+
+def answer(model: Any) -> torch.Tensor:
+    """What a model says to a few tokens: logits, or what it has of their kind."""
+    if hasattr(model, "set_experts_implementation"):
+        model.set_experts_implementation("eager")  # the others want wider experts
+    ids = torch.tensor([[3, 1, 4, 15, 9, 2, 6, 8]])
+    more = {"decoder_input_ids": ids} if model.config.is_encoder_decoder else {"use_cache": False}
+    with torch.no_grad():
+        return model.eval()(input_ids=ids, **more).logits
 
 
 def read(folder: Path) -> dict[str, torch.Tensor]:
@@ -390,6 +400,11 @@ class Saved(NamedTuple):
     fused: dict[str, torch.Tensor]
     memory: dict[str, torch.Tensor]
     config: dict[str, Any]
+    answer: torch.Tensor | None  # None where a model needs more than tokens
+
+
+# No forward at these sizes; diffusion_gemma's answer begins with noise.
+SILENT = ("deepseek_v2", "glm4v_moe", "mimo_v2_flash", "qwen3_omni_moe", "dbrx", "step3p7", "diffusion_gemma")
 
 
 @cache
@@ -402,4 +417,5 @@ def saved(model_type: str, **sizes: int) -> Saved:
         model.save_pretrained(fused, save_original_format=False)
         rename = HUB_KEYS.get(model_type, lambda key: key)
         config = json.loads((disk / "config.json").read_text())
-        return Saved({rename(k): t for k, t in read(disk).items()}, read(fused), model.state_dict(), config)
+        said = None if model_type in SILENT else answer(model)
+        return Saved({rename(k): t for k, t in read(disk).items()}, read(fused), model.state_dict(), config, said)

@@ -22,6 +22,38 @@ COMMON = (
     ),
     Rule(HF + f"self_attn.{QKV}.bias", MCORE + "self_attention.linear_qkv.bias", f"[p] {GROUPS} -> (n (a + b + c))"),
 )
+ROUTER, DENSE = HF + "mlp.gate.weight", HF + "mlp.down_proj.weight"  # what layers with and without experts have
+NORM = HF + "post_attention_layernorm.weight"
+BOTH = "{g:gate_proj|up_proj}.weight"
+ROUTED = (  # of layers with experts, and of the dense layers among them
+    Rule(NORM, MCORE + "pre_mlp_layernorm.weight", rename=True, where=ROUTER),
+    (ROUTER, MCORE + "mlp.router.weight"),
+    Rule(NORM, MCORE + "mlp.linear_fc1.layer_norm_weight", rename=True, where=DENSE),
+    Rule(HF + "mlp." + BOTH, MCORE + "mlp.linear_fc1.weight", "[g] s h -> (g s) h", rename=True, where=DENSE),
+    Rule(DENSE, MCORE + "mlp.linear_fc2.weight", rename=True, where=DENSE),
+)
+SHARED = (  # experts that every token sees, and what corrects the router
+    (HF + "mlp.gate.e_score_correction_bias", MCORE + "mlp.router.expert_bias"),
+    Rule(
+        HF + "mlp.shared_experts." + BOTH,
+        MCORE + "mlp.shared_experts.linear_fc1.weight",
+        "[g] s h -> (g s) h",
+        rename=True,
+    ),
+    (HF + "mlp.shared_experts.down_proj.weight", MCORE + "mlp.shared_experts.linear_fc2.weight"),
+)
+ATTN, THERE = HF + "self_attn.", MCORE + "self_attention."
+LATENT = (  # multi-head latent attention
+    *COMMON[:3],
+    (HF + "input_layernorm.weight", MCORE + "input_layernorm.weight"),
+    (ATTN + "o_proj.weight", THERE + "linear_proj.weight"),
+    (ATTN + "q_a_proj.weight", THERE + "linear_q_down_proj.weight"),
+    (ATTN + "q_a_layernorm.weight", THERE + "linear_q_up_proj.layer_norm_weight"),
+    (ATTN + "q_b_proj.weight", THERE + "linear_q_up_proj.weight"),
+    (ATTN + "kv_a_proj_with_mqa.weight", THERE + "linear_kv_down_proj.weight"),
+    (ATTN + "kv_a_layernorm.weight", THERE + "linear_kv_up_proj.layer_norm_weight"),
+    (ATTN + "kv_b_proj.weight", THERE + "linear_kv_up_proj.weight"),
+)
 DIALECT = Dialect(
     "megatron",
     "Megatron-Core: TEGroupedMLP's experts one by one, gate over up; q, k and v interleaved by groups",
@@ -34,8 +66,7 @@ DIALECT = Dialect(
     at=MCORE + "mlp.experts.",
     renames=(
         *COMMON,
-        (HF + "post_attention_layernorm.weight", MCORE + "pre_mlp_layernorm.weight"),
-        (HF + "mlp.gate.weight", MCORE + "mlp.router.weight"),
+        *ROUTED,
     ),
     dense=(
         *COMMON,
@@ -47,8 +78,12 @@ DIALECT = Dialect(
     everywhere=False,
     unless="what Megatron-Core calls its other keys is not in any table",
     refuses={
-        HF + "mlp.{w:gate_proj|up_proj|down_proj}.{x:*}": "in Megatron-Core the norm of a dense layer has another name "
-        "than that of a layer with experts, and this table has one"
+        NORM: "its name in Megatron-Core depends on whether the layer has experts, and neither a router nor a "
+        "down_proj stands in it",
+        HF + "mlp.{w:gate_proj|up_proj}.{x:*}": "a dense layer has gate, up and down together",
+        ATTN
+        + "q_proj.weight": "latent attention without q_lora_rank keeps its norms elsewhere, and no table says where",
+        HF + "{w:enorm|hnorm|eh_proj}.weight": "Megatron-Core numbers MTP layers apart, and no table says that yet",
     },
     sizes={
         "n": ("num_key_value_heads", "num_attention_heads"),

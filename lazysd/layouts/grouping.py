@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import islice, product
 from math import prod
 from typing import NoReturn
@@ -15,6 +15,7 @@ from .keys import KeyTemplate, parse_key
 from .rule import End
 from .whole import check_layers
 
+Fixed = tuple[tuple[str, str], ...]  # fields by name
 Group = dict[tuple[int, ...], tuple[str, LazyTensor]]  # index along the key axes -> key, node
 GroupId = tuple[int, tuple[tuple[str, str], ...]]  # number of the rule, the fields that all keys of a group share
 Neighbour = tuple[str, re.Pattern[str]]  # literal to look for first, regex
@@ -31,6 +32,29 @@ class Table:
     beside: tuple[str, ...] = ()  # likewise
     firsts: Mapping[str, int] = field(default_factory=dict)  # key axis -> the number at which it starts to count
     counts: Mapping[str, int] = field(default_factory=dict)  # sizes that only the hub's keys show
+    stands: Mapping[int, frozenset[Fixed]] = field(default_factory=dict)  # number of a rule -> where it counts
+
+    def among(self, keys: Iterable[str]) -> Table:
+        """The same table, with its rules that count only in some layers held against these keys."""
+        bound = {
+            number: parse_key(end.rule.where)
+            for number, end in enumerate(self.ends)
+            if end.rule.where and end.template.text == end.rule.hf
+        }
+        if not bound:
+            return self
+        found: dict[str, set[Fixed]] = {template.text: set() for template in bound.values()}
+        for template in {template.text: template for template in bound.values()}.values():
+            found[template.text] |= {tuple(sorted(f.items())) for key in keys if (f := template.match(key)) is not None}
+        return replace(self, stands={number: frozenset(found[template.text]) for number, template in bound.items()})
+
+    def _counts(self, claim: tuple[int, dict[str, str]]) -> bool:
+        """Whether the rule of a claim counts with these fields."""
+        stands = self.stands.get(claim[0])
+        if stands is None:
+            return True
+        names = parse_key(self.ends[claim[0]].rule.where).fields
+        return tuple(sorted((name, claim[1][name]) for name in names)) in stands
 
     def claims(self, key: str, sizes: Mapping[str, int]) -> tuple[int, dict[str, str]] | None:
         """(number of the rule, fields) of a key; None where no rule speaks of it.
@@ -43,6 +67,8 @@ class Table:
             for n, end in enumerate(self.ends)
             if end.template.literal in key and (fields := end.template.match(key)) is not None
         ]
+        if self.stands:
+            found = [claim for claim in found if self._counts(claim)]
         if len(found) > 1:
             found = [claim for claim in found if self._in_range(claim, sizes)] or found
             best = max(self._rank(n) for n, _ in found)
@@ -80,7 +106,7 @@ def group_keys(
     tensors: Mapping[str, LazyTensor], table: Table, near: Iterable[Neighbour], sizes: Mapping[str, int]
 ) -> Grouped:
     """Sort keys into groups. Raises LayoutError: a key of a rule's kind that no rule covers, two of one place."""
-    grouped = Grouped({}, [])
+    grouped, table = Grouped({}, []), table.among(tensors)
     strangers: list[str] = []
     near = list(near)
     beside = [parse_key(text) for text in table.beside if not parse_key(text).is_broad]

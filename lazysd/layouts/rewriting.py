@@ -112,6 +112,7 @@ def _check_way_back(
 ) -> None:
     """Raise LayoutError where a result would not be read back by the rule that made it, or a bystander by any."""
     back = replace(table, ends=tuple(End(e.target, e.target_side, e.template, e.side, e.rule) for e in table.ends))
+    back = back.among([key for key, _ in loose])
     for key, number in loose:
         claim = back.claims(key, sizes)
         if (None if claim is None else claim[0]) == number:

@@ -30,6 +30,7 @@ class Rule:
     shared: str | None = None  # key axis of the layout that the hub lacks: copies, which on the way back have to agree
     diagonal: str | None = None  # axis that the hub has twice: blocks on a diagonal of zeros; no way back to the layout
     rename: bool = False  # claims no neighbourhood, and gives way to rules that say more of a key
+    where: str = ""  # of a rename: key template of the hub that stands with the same fields, where the rule counts
 
     def __post_init__(self) -> None:
         try:
@@ -40,6 +41,10 @@ class Rule:
             fixed = [set(here.fields) - set(left.keys), set(there.fields) - set(right.keys)]
             if fixed[0] != fixed[1]:
                 raise ValueError(f"fields {sorted(fixed[0] ^ fixed[1])} stand in one key template only")
+            if self.where and not (self.rename and set(parse_key(self.where).fields) <= fixed[0]):
+                raise ValueError(
+                    f"where {self.where!r} is for a rename, and has only fields that both key templates carry"
+                )
             for name in sorted(fixed[0]):
                 _check_same(name, here, there)
             for axis in sorted(set(left.keys) & set(right.keys)):
@@ -130,7 +135,7 @@ class Layout:
             object.__setattr__(self, table, texts)
         object.__setattr__(self, "rules", tuple(self.rules))
         for side in (0, 1):
-            names = [(rule.hf, rule.to)[side] for rule in self.rules]
+            names = [(rule.hf + rule.where, rule.to)[side] for rule in self.rules]
             twice = next((name for name in names if names.count(name) > 1), None)
             if twice is not None:
                 raise LayoutError(f"layout {self.name!r}: two rules name the same keys {twice!r}")

@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 from .. import layouts
 from ..dtypes import from_torch
 from ..layouts import Layout, Rule
+from .layers import leave_out
 from .sizes import DrawnSizes, Sizes
 from .values import StateDict, state_dict
 
@@ -144,7 +145,7 @@ def _drawn(
     entries: Entries = {}
     if scenery is True and draw(st.integers(0, 5), label="nothing beside the experts") == 0:
         scenery = False
-    renaming = [rule for known in layouts.all_layouts(family) for rule in known.rules if rule.rename]
+    renaming = list(_of_other_keys(table, layouts.all_layouts(family)))
     renaming.sort(key=lambda rule: "..." in rule.axes)  # one that says the axes of a key decides its shape
     elsewhere = [layouts.parse_key(rule.to) for rule in renaming]  # names that only other layouts have
     beside = list(_scenery(prefix, numbers, drawn, draw, scenery == ALWAYS)) if scenery else []
@@ -162,9 +163,20 @@ def _drawn(
     if wanted and draw(st.integers(0, 2), label="other keys that layouts rename") < 2:
         for layer in numbers:
             for rule in renaming:
+                if rule.where:  # layers without experts are not drawn
+                    continue
                 for key, dims in _tensors(rule, True, prefix, layer, drawn):
                     entries.setdefault(key, (code_of("scenery", key), dims))
+    leave_out(entries, renaming, layouts.all_layouts(family))
     return state_dict(entries, seed, sizes=dict(drawn.known), config=_config(family, table, drawn))
+
+
+def _of_other_keys(table: Layout, known: Sequence[Layout]) -> Iterator[Rule]:
+    """Rules of any layout of the family for what stands beside the experts."""
+    own = {rule.hf for rule in table.rules}
+    for rule in (rule for layout in known for rule in layout.rules):
+        if rule.rename or (rule.hf not in own and "experts." not in rule.hf):
+            yield rule
 
 
 def _scenery(
