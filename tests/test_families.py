@@ -26,7 +26,7 @@ FAMILY_OF = {
 DISK_IS_MEMORY = {  # their files are what transformers holds, key by key
     "gpt_oss", "openai_privacy_filter", "mistral4", "zaya", "granitemoe_swa", "gemma4_text", "dbrx", "llama4",
     "llama4_text", "qwen3_vl_moe", "jetmoe",
-    "switch_transformers", "nllb-moe", "gemma4", "diffusion_gemma", "muse_spark", "inkling_text", "doge",
+    "switch_transformers", "nllb-moe", "gemma4", "diffusion_gemma", "aria_text", "muse_spark", "inkling_text", "doge",
 }  # fmt: skip
 NO_FUSED = {"dots3_note": "vision encoder"}  # refused, and what the reason names
 

@@ -138,6 +138,7 @@ MODELS: dict[str, dict[str, Any]] = {
     },
     "llama4_text": {"": {"intermediate_size_mlp": 7, "interleave_moe_layer_step": 2}},
     "aria": {"": {"image_token_index": 5}, "types": {"vision_config": "idefics3_vision", "text_config": "aria_text"}},
+    "aria_text": {},
     "dbrx": {
         "": {"d_model": HIDDEN, "n_heads": 2, "n_layers": 2, "max_seq_len": 32},
         "attn_config": {"kv_n_heads": 2, "rope_theta": 1e4},

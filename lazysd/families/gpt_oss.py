@@ -23,6 +23,7 @@ FAMILIES = (
                 renames=((LAYER + "router.{w:weight|bias}", LAYER + "gate.{w:weight|bias}"),),
             ),
             "torchtitan": Speech(
+                source="torchtitan 0.3.0, the shapes that its reader of MXFP4 gives (read, not run)",
                 form={
                     "gate_up": ("mlp1_weight", "e (i g) h"),
                     "down": ("mlp2_weight", "e h i"),
