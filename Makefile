@@ -14,7 +14,7 @@ BUILT_FROM := pyproject.toml setup.py lazysd/move/_strided.c
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test test-tiny test-peft018 lint fuzz sanitize faults budget bench clean check-python
+.PHONY: help demo test test-tiny test-peft018 lint fuzz families sanitize faults budget bench clean check-python
 
 help:  ## this list
 	@grep -E '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z0-9-]+):.*## /\1\t/' | expand -t 16
@@ -54,6 +54,9 @@ faults: $(TEST)/.installed  ## kill saves and damage their journals at random: S
 
 budget: $(TEST)/.installed  ## every command at the default budget and at the smallest, at sizes that take minutes
 	$(TEST)/bin/python benchmarks/budget.py
+
+families: $(TEST)/.installed  ## every family in every layout on random sizes, faults refused: SECONDS=600
+	$(TEST)/bin/python tests/fuzz_families.py --seconds $(or $(SECONDS),600)
 
 bench: $(TEST)/.installed  ## measure lazysd beside the alternatives
 	$(TEST)/bin/python benchmarks/run_all.py
