@@ -118,6 +118,15 @@ def _checked_workers(workers: int | None) -> int | None:
     return workers and min(workers, crew.MAX_HELPERS)
 
 
+def _needs(tensors: Mapping[str, Node], sink: Sink) -> Needs:
+    """What a save of the tensors takes of memory."""
+    num_nodes, computes = 0, False
+    for node in nodes(tensors.values()):
+        num_nodes += 1
+        computes = computes or isinstance(node.op, Computed)
+    return Needs.of(num_nodes, len(tensors), sink, computes)
+
+
 @many_nodes()
 def make_plan(
     tensors: Mapping[str, Node],
@@ -146,12 +155,12 @@ def make_plan(
     """
     shard_nbytes, budget = parse_size(max_shard_size), parse_size(max_memory)
     workers = _checked_workers(workers)
-    proof = _Proof(sum(1 for _ in nodes(tensors.values())))
+    sink, proof = sink or sinks.get("safetensors"), _Proof()
+    needs = _needs(tensors, sink)
+    needs.check(budget, len(tensors))  # before anything more is held
     metadata = {**(metadata or {}), "format": "pt"}
-    shards = lay_out(units_of(tensors, proof.add), shard_nbytes, metadata, stem, sink or sinks.get("safetensors"))
+    shards = lay_out(units_of(tensors, proof.add), shard_nbytes, metadata, stem, sink)
     wanted = max(PREFERRED_TILE_NBYTES, max((natural_nbytes(unit) for s in shards for unit in s.units), default=0))
-    needs = Needs.of(proof.num_nodes, len(tensors), shards[0].sink, proof.computed)
-    needs.check(budget, len(tensors))
     num_workers, threads, most = needs.crew(budget, workers, proof.num_workers(), wanted)
     most = min(most, max(wanted, proof.largest_nbytes))
     read_nbytes = biggest = 0
@@ -200,13 +209,12 @@ def plan_checkpoint(
 class _Proof:
     """Collects what every target consumes, and shows that each source element goes to exactly one place."""
 
-    def __init__(self, num_nodes: int) -> None:
-        self.num_nodes = num_nodes
+    def __init__(self) -> None:
         self.boxes: dict[int, list[Box]] = {}
         self.leaves: dict[int, Node] = {}
         self.lossy: dict[str, int] = {}
         self.confused: dict[str, int] = {}
-        self.computed = self.calculates = False
+        self.calculates = False
         self.largest_nbytes = 0
 
     @property
@@ -223,7 +231,6 @@ class _Proof:
         for piece in below(found):
             op = piece.node.op
             if isinstance(op, Computed):
-                self.computed = True
                 self.calculates |= not op.by_bits
                 if what := op.lossy(piece.node):
                     self.lossy[what] = self.lossy.get(what, 0) + 1
