@@ -8,7 +8,6 @@ from typing import Any
 from .checkpoint import Checkpoint
 from .graph.leaves import InMemory
 from .move.materialize import fill_all
-from .move.pages import empty
 from .tensor.lazy import LazyTensor
 from .tensor.wrapping import as_lazy
 
@@ -48,13 +47,15 @@ def convert(
 
 def plain_all(nodes: Mapping[str, LazyTensor]) -> dict[str, Any]:
     """The torch tensors of nodes, computed together by all workers; wrapped tensors that no op touched as they are."""
+    import torch
+
     result: dict[str, Any] = {}
     wanted = []
     for key, node in nodes.items():
         if isinstance(node.op, InMemory):
             result[key] = node.op.tensor  # the very object that was given
         else:
-            result[key] = empty(node.dims, node.code, _device(node))
+            result[key] = torch.empty(node.dims, dtype=node.dtype, device=_device(node))
             wanted.append((node, result[key]))
     fill_all(wanted)
     return result
