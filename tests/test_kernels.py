@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from test_device import LateLane
 
 from lazysd.move import lanes, transpose
 from lazysd.move.kernels import compiled, eager, plain
@@ -99,9 +100,19 @@ class TestHostLane(LaneSuite):
     lane = lane_for("cpu")
 
 
+class TestRing(LaneSuite):
+    """The CUDA lane, on a CPU whose copies happen as late as CUDA allows them to."""
+
+    lane = LateLane()
+
+    def synchronize(self) -> None:
+        self.lane.caller.run()
+
+
 @pytest.mark.gpu
 class TestCudaLane(LaneSuite):
-    synchronize = staticmethod(lambda: torch.cuda.synchronize())
+    def synchronize(self) -> None:
+        torch.cuda.synchronize()
 
     @property
     def lane(self) -> lanes.Lane:  # type: ignore[override]
