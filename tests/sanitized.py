@@ -20,8 +20,5 @@ if __name__ == "__main__":
     from lazysd.move import _strided  # type: ignore[attr-defined]
 
     assert Path(_strided.__file__).is_relative_to(built), _strided.__file__
-    sys.exit(
-        pytest.main(
-            ["-q", "-p", "no:cacheprovider", str(Path(__file__).with_name("test_kernels.py")), "-k", "ompiled or agree"]
-        )
-    )
+    tests = str(Path(__file__).with_name("test_kernels.py"))
+    sys.exit(pytest.main(["-q", "-s", "-p", "no:cacheprovider", tests, "-k", "ompiled or agree"]))
