@@ -19,7 +19,7 @@ MAX_ROWS = 500
 MAX_FACTS = 24
 MAX_TEXT = 60  # lines of plain text
 _END = 16  # characters at the end of a name that stay, however narrow the page
-_ROW = 260  # characters of HTML around a name
+_ROW = 290  # characters of HTML around a name
 
 # Notebooks style what is below .jp-RenderedHTMLCommon by rules of up to two classes and two elements; three win.
 _ROOT = ".lazysd.lazysd.lazysd"
@@ -78,7 +78,7 @@ max-width:none;min-width:0}
 & i{max-width:40px}
 & table.t{width:100%}
 & .t td:first-child{width:100%}
-& .t .h{contain:inline-size;flex:1;min-width:15ch}
+& .t .h{contain:inline-size;flex:1;min-width:15ch;max-width:var(--all)}
 }
 @container (max-width:60ch){
 & i{max-width:16px}
@@ -122,7 +122,8 @@ def name(text: str, tag: str = "code") -> Html:
     text = printable(text)
     short = cut(text)
     title = f' title="{escape(cut(text, MAX_TITLE))}"' if len(text) > 2 * _END else ""
-    parts = f'<span class="h">{escape(short[:-_END])}</span><span class="e">{escape(short[-_END:])}</span>'
+    head, end = short[:-_END], short[-_END:]
+    parts = f'<span class="h" style="--all:{len(head)}ch">{escape(head)}</span><span class="e">{escape(end)}</span>'
     return Html(f'<{tag} class="n"{title}>{parts if len(short) > 2 * _END else escape(short)}</{tag}>')
 
 
