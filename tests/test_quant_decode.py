@@ -298,3 +298,28 @@ def test_schemes_are_found_in_the_folder() -> None:
     assert registry.get("gptq").name == "gptq"
     with pytest.raises(LayoutError, match="unknown scheme 'fp3'; there are 8-bit, awq"):
         registry.get("fp3")
+
+
+@pytest.mark.parametrize("chunk", [1, 50, 200])
+@pytest.mark.parametrize("block", [(1, 16), (1, 50), (3, 8), (7, 1), (40, 16)])
+def test_what_is_decoded_at_a_time_changes_no_bit(
+    chunk: int, block: tuple[int, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Values are decoded some rows at a time, in memory that is used again."""
+    monkeypatch.setattr("lazysd.quant.scaled.CHUNK", chunk)
+    torch.manual_seed(chunk)
+    R, C = 23, 50
+    weight = torch.randint(0, 256, (2, R, C), dtype=torch.uint8)
+    shape = (2, -(-R // block[0]), -(-C // block[1]))
+    scale, zero = torch.rand(shape), torch.randint(0, 256, shape, dtype=torch.uint8)
+
+    def spread(part: torch.Tensor) -> torch.Tensor:
+        return part.float().repeat_interleave(block[0], 1)[:, :R].repeat_interleave(block[1], 2)[..., :C]
+
+    wanted = ((weight.float() - spread(zero)) * spread(scale)).bfloat16()
+    parts = [lazysd.from_torch(part) for part in (weight, scale, zero)]
+    node = build(Dequantize(block, "BF16"), parts)
+    assert same(node.materialize(), wanted)
+    assert same(node.transpose(1, 2).materialize(), wanted.transpose(1, 2))
+    for where in ((1, slice(2, 20, 3), slice(5, 47)), (0, slice(4, 5), slice(0, 50, 8)), (..., slice(3, 3))):
+        assert same(node[where].materialize(), wanted[where])

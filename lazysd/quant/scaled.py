@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import product
 from math import prod
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from .. import dtypes
 from ..graph.base import Inputs
 from ..graph.boxes import Box, Dims
-from ..graph.compute import Computed, put
+from ..graph.compute import Computed
 from .codes import byte_values, lookup, scales_as_float
+from .scratch import CHUNK, buffer, put
 
 if TYPE_CHECKING:
     import torch
@@ -107,18 +110,68 @@ class Dequantize(Computed):
 
     def compute(self, target: torch.Tensor, operands: list[torch.Tensor], box: Box) -> None:
         weight, scale, *zeros = operands
-        values = lookup(byte_values(dtypes.from_torch(weight.dtype), weight.device), weight)
-        if zeros:
-            numbers = lookup(byte_values(dtypes.from_torch(zeros[0].dtype), weight.device), zeros[0])
-            values -= self._spread(numbers, box)
+        factors = scales_as_float(scale)
+        offsets = lookup(byte_values(dtypes.from_torch(zeros[0].dtype), weight.device), zeros[0]) if zeros else None
+        for lead in product(*map(range, weight.shape[:-2])):
+            for rows, block in self._chunks(box):
+                shares = [None if each is None else each[lead][block] for each in (factors, offsets)]
+                self._decode(target[lead][rows], weight[lead][rows], shares[0], shares[1], box[-1])
+
+    def _chunks(self, box: Box) -> Iterator[tuple[slice, slice]]:
+        """(rows of a tile, their blocks), cut so that the values fit a cache and blocks are one, or one a row."""
+        rows, size = box[-2], self.block[0]
+        blocks, most = blocks_of(rows, size), max(1, CHUNK // max(len(box[-1]), 1))
+        start = 0
+        while start < len(rows):
+            if size == 1:
+                stop = min(start + most, len(rows))
+                yield slice(start, stop), slice(start, stop)  # blocks_of() steps with the rows
+            else:
+                block = rows[start] // size
+                stop = min(start + most, len(rows), start + -(-((block + 1) * size - rows[start]) // rows.step))
+                at = (block - blocks.start) // blocks.step
+                yield slice(start, stop), slice(at, at + 1)
+            start = stop
+
+    def _decode(
+        self, target: torch.Tensor, codes: torch.Tensor, factors: Any, offsets: torch.Tensor | None, axis: range
+    ) -> None:
+        """Some rows, whose scales (rows, blocks) are one row each, or one for all."""
+        import torch
+
+        numel, device = codes.numel(), codes.device
+        index = buffer("index", numel, torch.int32, device)
+        index.view(codes.shape).copy_(codes.view(torch.uint8))
+        values = buffer("values", numel, torch.float32, device)
+        torch.index_select(byte_values(dtypes.from_torch(codes.dtype), device), 0, index, out=values)
+        values = values.view(codes.shape)
+        if offsets is not None:
+            for part, numbers in self._by_blocks(values, offsets, axis):
+                part.sub_(numbers)
         elif self.zero:
-            values -= self.zero
-        values *= self._spread(scales_as_float(scale), box)
+            values.sub_(self.zero)
+        for part, numbers in self._by_blocks(values, factors, axis):
+            part.mul_(numbers)
         put(target, values)
 
-    def _spread(self, scales: torch.Tensor, box: Box) -> torch.Tensor:
-        columns = spread(scales, -1, box[-1], self.block[1])
-        return spread(columns, -2, box[-2], self.block[0])
+    def _by_blocks(
+        self, values: torch.Tensor, numbers: torch.Tensor, axis: range
+    ) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+        """Parts of values (rows, columns), and the numbers (rows or 1, blocks) of their blocks to broadcast to them."""
+        size, count = self.block[1], len(axis)
+        if axis.step != 1 or numbers.shape[1] == 1:
+            yield values, spread(numbers, -1, axis, size)
+            return
+        head = min(-axis[0] % size, count)  # what is left of a block that began before the slice
+        first = 1 if head else 0
+        whole = (count - head) // size
+        if head:
+            yield values[:, :head], numbers[:, :1]
+        if whole:
+            end = head + whole * size
+            yield values[:, head:end].unflatten(1, (whole, size)), numbers[:, first : first + whole].unsqueeze(-1)
+        if head + whole * size < count:
+            yield values[:, head + whole * size :], numbers[:, first + whole : first + whole + 1]
 
     def lossy(self, node: Node) -> str | None:
         return f"dequantise {dtypes.DTYPES[node.inputs[0].code].label} -> {dtypes.DTYPES[self.code].label}"
