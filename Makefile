@@ -7,6 +7,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 DEMO := .venv-demo
 TEST := .venv-test
 PEFT018 := .venv-peft018
+PEERS := .venv-peers
 OTHERS := nemo-automodel==0.7.0 torchtitan==0.3.0 litgpt==0.5.13 torchtune==0.6.1
 # Installed by itself and first, so that what follows finds torch present and leaves its build (CPU or CUDA) as it is.
 TORCH := torch==2.13.0
@@ -14,7 +15,7 @@ BUILT_FROM := pyproject.toml setup.py lazysd/move/_strided.c
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test test-tiny test-peft018 lint fuzz families sanitize faults budget bench clean check-python
+.PHONY: help demo test test-tiny test-peft018 lint fuzz families sanitize faults budget bench bench-peers clean check-python
 
 help:  ## this list
 	@grep -E '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z0-9-]+):.*## /\1\t/' | expand -t 16
@@ -61,8 +62,11 @@ families: $(TEST)/.installed  ## every family in every layout on random sizes, f
 bench: $(TEST)/.installed  ## measure lazysd beside the alternatives
 	$(TEST)/bin/python benchmarks/run_all.py
 
+bench-peers: $(PEERS)/.installed  ## whole jobs beside what others use for them: ARGS="--layers 2 --only grouped"
+	$(PEERS)/bin/python benchmarks/peers.py $(ARGS)
+
 clean:  ## remove environments, caches and build output
-	rm -rf $(DEMO) $(TEST) $(PEFT018) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis lazysd/move/*.so
+	rm -rf $(DEMO) $(TEST) $(PEFT018) $(PEERS) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis lazysd/move/*.so
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 check-python:
@@ -97,4 +101,11 @@ $(PEFT018)/.installed: $(BUILT_FROM) requirements-peft018.txt | check-python
 	$(PEFT018)/bin/python -m pip install -q $(TORCH)
 	$(PEFT018)/bin/python -m pip install -q -r requirements-peft018.txt
 	$(PEFT018)/bin/python -m pip install -q -c requirements-peft018.txt -e .
+	@touch $@
+
+$(PEERS)/.installed: pyproject.toml constraints.txt requirements-peers.txt | check-python
+	$(call make_venv,$(PEERS))
+	$(PEERS)/bin/python -m pip install -q $(TORCH)
+	$(PEERS)/bin/python -m pip install -q -c constraints.txt -e . -r requirements-peers.txt
+	$(PEERS)/bin/python -m pip install -q --no-deps nemo-automodel==0.7.0 mergekit==0.1.5
 	@touch $@
