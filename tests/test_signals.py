@@ -31,6 +31,7 @@ from lazysd.cli import main
 import lazysd.opening
 if where == "opening": main.convert.opened = wait
 if where == "import":
+    sys.argv += ["--dtype", "f16"]  # torch is imported where values are computed
     import importlib.abc
     class Slow(importlib.abc.MetaPathFinder):
         def find_spec(self, name, path, target=None):
