@@ -6,7 +6,8 @@ from collections.abc import Mapping
 from typing import NamedTuple
 
 from ..tensor.lazy import LazyTensor
-from .grouping import Neighbour, Table, neighbourhoods
+from .grouping import Table, neighbourhoods
+from .keys import Neighbourhood
 from .pattern import parse_axes
 from .rule import End, Layout, Rule
 
@@ -15,7 +16,7 @@ class Straight(NamedTuple):
     """Rules from one layout to another, and what stands for keys of their kind."""
 
     table: Table
-    near: list[Neighbour]
+    near: list[Neighbourhood]
     back: tuple[Rule, ...] = ()  # of the origin, for keys that the joined rules say nothing of: to the hub,
     on: tuple[Rule, ...] = ()  # and of the target: from there
 

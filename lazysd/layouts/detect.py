@@ -10,6 +10,7 @@ from ..errors import LayoutError
 from . import registry
 from .evidence import Evidence
 from .grouping import neighbourhoods
+from .keys import KeyTemplate
 from .rule import Layout, Rule
 
 STATE = (
@@ -106,13 +107,16 @@ def _among(
     """The layout in each of these families. With several, those count whose sizes explain every shape."""
     found: list[Layout] = []
     errors: list[LayoutError] = []
+    several = len(families) > 1
+    layouts = (layout for family in families if several for layout in registry.layouts_of(family))
+    own_keys = {template.text: template for layout in layouts for template in layout.own_keys}.values()
     for family in sorted(families, key=lambda name: name != registry.FIRST):
         try:
             layout = _within(family, evidence, config, decide)
             if (
                 layout is not None
-                and len(families) > 1
-                and (reason := _unfit(layout, evidence, config) or _elsewhere(layout, families, evidence))
+                and several
+                and (reason := _unfit(layout, evidence, config) or _elsewhere(layout, own_keys, evidence))
             ):
                 raise LayoutError(f"{reason} (read as layout {layout.name!r} of family {family!r})")
         except LayoutError as error:
@@ -141,13 +145,12 @@ def _unfit(layout: Layout, evidence: Evidence, config: Mapping[str, Any] | None)
     return evidence.fits(layout, layout.config_sizes(config))
 
 
-def _elsewhere(layout: Layout, families: list[str], evidence: Evidence) -> str | None:
+def _elsewhere(layout: Layout, templates: Iterable[KeyTemplate], evidence: Evidence) -> str | None:
     """A key among the layout's own that only another family has a rule for: then the keys are not of this family."""
     near = neighbourhoods(rule.ends(False) for rule in layout.rules)
-    others = {t.text: t for family in families for other in registry.layouts_of(family) for t in other.own_keys}
-    for template in others.values():
+    for template in templates:
         key = evidence.first(template)
-        if key is None or not any(literal in key and regex.fullmatch(key) for literal, regex in near):
+        if key is None or not any(place.holds(key) for place in near):
             continue
         if all(own.match(key) is None for own in layout.own_keys):
             return f"{key} is of no rule"

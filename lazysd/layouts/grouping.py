@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from itertools import islice, product
@@ -11,14 +10,13 @@ from typing import NoReturn
 
 from ..errors import LayoutError, MissingExpertsError
 from ..tensor.lazy import LazyTensor
-from .keys import KeyTemplate, parse_key
+from .keys import KeyTemplate, Neighbourhood, parse_key
 from .rule import End
 from .whole import check_layers
 
 Fixed = tuple[tuple[str, str], ...]  # fields by name
 Group = dict[tuple[int, ...], tuple[str, LazyTensor]]  # index along the key axes -> key, node
 GroupId = tuple[int, tuple[tuple[str, str], ...]]  # number of the rule, the fields that all keys of a group share
-Neighbour = tuple[str, re.Pattern[str]]  # literal to look for first, regex
 MAX_SHOWN = 200  # characters of a key in a message
 
 
@@ -103,7 +101,7 @@ class Grouped:
 
 
 def group_keys(
-    tensors: Mapping[str, LazyTensor], table: Table, near: Iterable[Neighbour], sizes: Mapping[str, int]
+    tensors: Mapping[str, LazyTensor], table: Table, near: Iterable[Neighbourhood], sizes: Mapping[str, int]
 ) -> Grouped:
     """Sort keys into groups. Raises LayoutError: a key of a rule's kind that no rule covers, two of one place."""
     grouped, table = Grouped({}, []), table.among(tensors)
@@ -114,7 +112,7 @@ def group_keys(
     for key, node in tensors.items():
         claim = table.claims(key, sizes)
         if claim is None or _is_broad(table.ends[claim[0]]):
-            stands_near = any(text in key and regex.fullmatch(key) for text, regex in near)
+            stands_near = any(place.holds(key) for place in near)
             known = any(template.match(key) is not None for template in (beside if stands_near else refused))
             if stands_near != known:
                 strangers.append(key)
@@ -149,13 +147,13 @@ def _index(number: int, axis: str, words: Mapping[str, object], table: Table) ->
     return number if axis in words else number - table.firsts.get(axis, 0)
 
 
-def neighbourhoods(ends: Iterable[End]) -> list[Neighbour]:
+def neighbourhoods(ends: Iterable[End]) -> list[Neighbourhood]:
     """The neighbourhood of each rule that claims one."""
     found = {}
     for end in ends:
         if not end.rule.rename:
-            literal, regex = end.template.neighbourhood(end.side.keys)
-            found[regex.pattern] = (literal, regex)
+            place = end.template.neighbourhood(end.side.keys)
+            found[place.pattern] = place
     return list(found.values())
 
 

@@ -60,9 +60,13 @@ class KeyTemplate:
     tokens: tuple[Token, ...]
     fields: tuple[str, ...]
     words: dict[str, tuple[str, ...]]
-    regex: re.Pattern[str]
     literal: str  # the longest literal part: a quick test before the regex
     weight: int  # how much literal text there is: the more, the more specific
+
+    @cached_property
+    def regex(self) -> re.Pattern[str]:
+        """What keys look like; compiled when a key first holds the literal, as few of the hundreds of templates' do."""
+        return re.compile("".join(token.regex for token in self.tokens), re.DOTALL)
 
     def match(self, key: str) -> dict[str, str] | None:
         """The fields of a key, None where the key is not of this family."""
@@ -96,7 +100,11 @@ class KeyTemplate:
 
     def kind(self, name: str) -> str:
         """What a field may be: "prefix", "number", "words", "name" or "text"."""
-        return next(token.kind for token in self.tokens if token.kind != "literal" and token.text == name)
+        return self._kinds[name]
+
+    @cached_property
+    def _kinds(self) -> dict[str, str]:
+        return {token.text: token.kind for token in self.tokens if token.kind != "literal"}
 
     def word(self, name: str, number: int) -> str:
         """How index `number` along key axis `name` is written."""
@@ -106,11 +114,8 @@ class KeyTemplate:
         """The index along key axis `name` that a word stands for."""
         return self.words[name].index(word) if name in self.words else int(word)
 
-    def neighbourhood(self, key_axes: tuple[str, ...]) -> tuple[str, re.Pattern[str]]:
-        """Keys that a reader would expect this template to cover: the same up to its first key axis or last name.
-
-        Returns the longest literal that all of them hold, for a quick test, and the regex.
-        """
+    def neighbourhood(self, key_axes: tuple[str, ...]) -> Neighbourhood:
+        """Keys that a reader would expect this template to cover: the same up to its first key axis or last name."""
         head: list[Token] = []
         for token in self.tokens:
             if token.kind != "literal" and token.text in key_axes:
@@ -123,7 +128,18 @@ class KeyTemplate:
         if head and head[-1].kind == "literal":
             head[-1] = Token(head[-1].text[: head[-1].text.rindex(".") + 1], "literal")
         literal = max((token.text for token in head if token.kind == "literal"), key=len, default="")
-        return literal, _compiled("".join(token.loose for token in head) + ".*")
+        return Neighbourhood(literal, "".join(token.loose for token in head) + ".*")
+
+
+class Neighbourhood(NamedTuple):
+    """Keys among which a rule's own stand."""
+
+    literal: str  # the longest that all of them hold: a quick test
+    pattern: str
+
+    def holds(self, key: str) -> bool:
+        """Whether a key is one of them."""
+        return self.literal in key and _compiled(self.pattern).fullmatch(key) is not None
 
 
 @cache
@@ -146,10 +162,9 @@ def parse_key(text: str) -> KeyTemplate:
             f"key template {text!r} can be read in more than one way: fields that meet cannot be told apart; put text "
             "between them, or use one of {prefix} and {name:**} only"
         )
-    regex = _compiled("".join(token.regex for token in tokens))
     words = {token.text: token.words for token in tokens if token.kind == "words"}
     literal = max(literals, key=len, default="")
-    return KeyTemplate(text, tokens, tuple(fields), words, regex, literal, sum(map(len, literals)))
+    return KeyTemplate(text, tokens, tuple(fields), words, literal, sum(map(len, literals)))
 
 
 def _tokens(text: str) -> tuple[Token, ...]:

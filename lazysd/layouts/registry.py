@@ -22,6 +22,7 @@ _LAYOUTS: dict[tuple[str, str], Layout] = {}  # registered by users, one by one
 _FOLDERS: dict[str, Iterable[str]] = {}  # package of families or dialects -> where its files are
 _FAMILIES: dict[str, Family] = {}
 _DIALECTS: dict[str, Dialect] = {}
+_ordered: dict[str, Dialect] = {}  # _DIALECTS in the order in which they are tried and shown
 _DERIVED: dict[tuple[str, str], Layout | LayoutError] = {}
 _ASKED: list[str] = []  # the group of entry points, once it has been looked at
 GROUP = "lazysd.layouts"  # entry points of installed packages that add families, dialects or layouts
@@ -80,7 +81,10 @@ def families() -> Mapping[str, Family]:
 def dialects() -> Mapping[str, Dialect]:
     """The dialects, by name."""
     _scan()
-    return dict(sorted(_DIALECTS.items(), key=lambda item: (item[1].order, item[0])))
+    global _ordered
+    if _ordered != _DIALECTS:  # asked thousands of times, and dicts of the same objects compare quickly
+        _ordered = dict(sorted(_DIALECTS.items(), key=lambda item: (item[1].order, item[0])))
+    return _ordered
 
 
 def register_family(family: Family, overwrite: bool = False) -> Family:

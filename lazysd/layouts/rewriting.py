@@ -14,7 +14,6 @@ from ..tensor.lazy import LazyTensor
 from .composing import Straight
 from .grouping import (
     Group,
-    Neighbour,
     Table,
     check_group,
     count_axes,
@@ -24,6 +23,7 @@ from .grouping import (
     shown,
     writer,
 )
+from .keys import Neighbourhood
 from .pattern import Side
 from .rearrange import rearrange
 from .rule import End, Layout, Rule
@@ -60,7 +60,7 @@ def apply(
 
 
 def apply_table(
-    tensors: Mapping[str, LazyTensor], table: Table, sizes: Mapping[str, int], near: Iterable[Neighbour]
+    tensors: Mapping[str, LazyTensor], table: Table, sizes: Mapping[str, int], near: Iterable[Neighbourhood]
 ) -> dict[str, LazyTensor]:
     """Rewrite keys through rules in one direction; as apply()."""
     grouped = group_keys(tensors, table, near, sizes)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cache, cached_property
 from typing import Any, NamedTuple
 
 from ..display.text import printable
@@ -34,21 +34,7 @@ class Rule:
 
     def __post_init__(self) -> None:
         try:
-            left, right = parse_axes(self.axes, self.shared, self.diagonal)
-            here, there = parse_key(self.hf), parse_key(self.to)
-            for template, side in ((here, left), (there, right)):
-                _check_axes(template, side)
-            fixed = [set(here.fields) - set(left.keys), set(there.fields) - set(right.keys)]
-            if fixed[0] != fixed[1]:
-                raise ValueError(f"fields {sorted(fixed[0] ^ fixed[1])} stand in one key template only")
-            if self.where and not (self.rename and set(parse_key(self.where).fields) <= fixed[0]):
-                raise ValueError(
-                    f"where {self.where!r} is for a rename, and has only fields that both key templates carry"
-                )
-            for name in sorted(fixed[0]):
-                _check_same(name, here, there)
-            for axis in sorted(set(left.keys) & set(right.keys)):
-                _check_count(axis, here, there)
+            _check(self.hf, self.to, self.axes, self.shared, self.diagonal, self.where, self.rename)
         except ValueError as error:
             raise LayoutError(f"bad rule {self.hf!r} -> {self.to!r}: {error}") from error
 
@@ -63,6 +49,24 @@ class Rule:
         """Whether keys and axes stay as they are."""
         left, right = parse_axes(self.axes, self.shared, self.diagonal)
         return self.hf == self.to and left == right
+
+
+@cache  # families share many a line
+def _check(hf: str, to: str, axes: str, shared: str | None, diagonal: str | None, where: str, rename: bool) -> None:
+    """Raise ValueError where a line is no bijection, or could be read in two ways."""
+    left, right = parse_axes(axes, shared, diagonal)
+    here, there = parse_key(hf), parse_key(to)
+    for template, side in ((here, left), (there, right)):
+        _check_axes(template, side)
+    fixed = [set(here.fields) - set(left.keys), set(there.fields) - set(right.keys)]
+    if fixed[0] != fixed[1]:
+        raise ValueError(f"fields {sorted(fixed[0] ^ fixed[1])} stand in one key template only")
+    if where and not (rename and set(parse_key(where).fields) <= fixed[0]):
+        raise ValueError(f"where {where!r} is for a rename, and has only fields that both key templates carry")
+    for name in sorted(fixed[0]):
+        _check_same(name, here, there)
+    for axis in sorted(set(left.keys) & set(right.keys)):
+        _check_count(axis, here, there)
 
 
 def _check_axes(template: KeyTemplate, side: Side) -> None:

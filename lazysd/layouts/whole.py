@@ -24,7 +24,7 @@ def check_layers(ends: Sequence[End], groups: Iterable[tuple[int, Fixed]]) -> No
             places.setdefault(number, set()).add(fixed)
     stacks: dict[str, list[int]] = {}
     for number in places:
-        stacks.setdefault(ends[number].template.neighbourhood(ends[number].side.keys)[1].pattern, []).append(number)
+        stacks.setdefault(ends[number].template.neighbourhood(ends[number].side.keys).pattern, []).append(number)
     for numbers in stacks.values():
         everywhere = set().union(*(places[number] for number in numbers))
         for number in numbers:
