@@ -61,6 +61,7 @@ def stream(
     max_memory: int | str = "128MB",
     report: Callable[[int, int], None] | None = None,
     result_nbytes: int = 0,
+    by_bits: bool = False,
 ) -> None:
     """Call `visit` on tiles that cover every group once, from several threads; a group's tiles come in any order.
 
@@ -71,13 +72,17 @@ def stream(
         max_memory: bytes that the graphs, tiles, temporaries and results take at most, or "128MB".
         report: called as report(done_nbytes, total_nbytes) of the first tensors.
         result_nbytes: of memory that the caller keeps of each group.
+        by_bits: `visit` looks at no values, so that torch is not needed for it.
 
     Raises:
         MemoryBudgetError: `max_memory` is less than one worker needs.
     """
     num_nodes = sum(1 for _ in nodes(node for group in groups for node in group))
     held_nbytes = NODE_NBYTES * num_nodes + (_GROUP_NBYTES + result_nbytes) * len(groups)
-    crew, most = _crew(groups, num_workers, parse_size(max_memory), held_nbytes)
+    computes = any(_is_computed(node) for group in groups for node in group)
+    crew, most = _crew(groups, num_workers, parse_size(max_memory), held_nbytes, computes)
+    if computes or not by_bits:
+        import torch  # noqa: F401 - before the crew begins, which has it use one thread each
     total = sum(group[0].nbytes for group in groups)
     done, lock, own = 0, threading.Lock(), threading.local()
 
@@ -97,10 +102,12 @@ def stream(
     workers.run(_jobs(groups, most), work, crew)
 
 
-def _crew(groups: Sequence[Group], num_workers: int | None, budget: int, held_nbytes: int) -> tuple[int, int]:
+def _crew(
+    groups: Sequence[Group], num_workers: int | None, budget: int, held_nbytes: int, computes: bool
+) -> tuple[int, int]:
     """How many workers the budget feeds, and how large a tile of one tensor may be."""
     sides = max((len(group) for group in groups), default=1)
-    fixed = _FIXED_NBYTES + (_COMPUTED_NBYTES if any(_is_computed(node) for group in groups for node in group) else 0)
+    fixed = _FIXED_NBYTES + (_COMPUTED_NBYTES if computes else 0)
     smallest = held_nbytes + fixed + sides * SMALLEST_TILE_NBYTES
     if budget < smallest:
         raise MemoryBudgetError(
@@ -136,14 +143,12 @@ def _jobs(groups: Sequence[Group], most: int) -> Iterator[tuple[int, Box]]:
 
 def _filled(node: Node, box: Box, place: int, buffers: dict[int, Bytes]) -> Bytes:
     """A box of a node in this worker's memory for the group's tensor number `place`."""
-    import torch
-
     from .move.fill import fill
 
     nbytes = prod(box_dims(box)) * node.itemsize
     if place not in buffers or len(buffers[place]) < nbytes:
         buffers[place] = np.empty(nbytes, np.uint8)
-    fill(torch.from_numpy(buffers[place]).view(dtypes.to_torch(node.code)), glue(pieces_of(node, box)))
+    fill(buffers[place], glue(pieces_of(node, box)))
     return buffers[place][:nbytes]
 
 

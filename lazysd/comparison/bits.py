@@ -132,7 +132,8 @@ def _read(
         if sums is not None:
             sums.add(*_two(tile.tensors), different)
 
-    stream([(ours[key], theirs[key]) for key in wanted], visit, num_workers, max_memory, report, _SEEN_NBYTES)
+    groups = [(ours[key], theirs[key]) for key in wanted]
+    stream(groups, visit, num_workers, max_memory, report, _SEEN_NBYTES, by_bits=not measure)
     return seen
 
 
