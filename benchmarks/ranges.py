@@ -47,7 +47,7 @@ def serve(nbytes: int, ports: Any) -> None:
 
 
 def clients(url: str) -> dict[str, Fetch]:
-    from lazysd.stores.http import HttpFile
+    from lazysd.stores.web.files import HttpFile
 
     file = HttpFile(url, "f")
     assert file.size

@@ -4,44 +4,45 @@
 >>> lazysd.layouts.names("qwen3_moe")[:3]
 ['hf', 'hf-fused', 'nemo']
 
-Importing lazysd imports neither torch nor numpy; both are imported when a tensor is first materialised.
+Importing lazysd imports nothing but itself, and of that little: each name is imported when somebody first asks for it,
+numpy when bytes are first moved, torch when a tensor is first handed out.
 """
 
 from __future__ import annotations
 
-import importlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from . import dialects, errors, families, layouts
+from . import dialects, families
+from ._lazily import attributes
 from ._version import __version__
-from .checkpoint import Checkpoint
-from .conversion import convert
-from .graph.rewrite import concat, stack
-from .opening import open
-from .tensor.lazy import LazyTensor
-from .tensor.wrapping import from_torch
 
 if TYPE_CHECKING:
-    from . import adapters, distributed, testing
+    from . import adapters, distributed, errors, layouts, testing
+    from .checkpoint import Checkpoint
     from .comparing import compare
+    from .conversion import convert
+    from .graph.rewrite import concat, stack
     from .load import load_into
+    from .opening import open
     from .tensor.cache import cached
+    from .tensor.lazy import LazyTensor
+    from .tensor.wrapping import from_torch
 
-
-_LAZY = {
-    "cached": "tensor.cache",
-    "compare": "comparing",
-    "load_into": "load",
-}  # imported when first asked for; some need torch
-_ROOMS = ("adapters", "distributed", "testing")
-
-
-def __getattr__(name: str) -> Any:
-    if name in _LAZY:
-        return getattr(importlib.import_module(f".{_LAZY[name]}", __name__), name)
-    if name in _ROOMS:
-        return importlib.import_module(f".{name}", __name__)
-    raise AttributeError(f"module 'lazysd' has no attribute {name!r}")
+__getattr__ = attributes(
+    __name__,
+    {
+        "Checkpoint": ".checkpoint",
+        "LazyTensor": ".tensor.lazy",
+        "cached": ".tensor.cache",
+        "compare": ".comparing",
+        "concat": ".graph.rewrite",
+        "convert": ".conversion",
+        "from_torch": ".tensor.wrapping",
+        "load_into": ".load",
+        "open": ".opening",
+        "stack": ".graph.rewrite",
+    },
+)  # what else is asked for is a file or a room
 
 
 def __dir__() -> list[str]:

@@ -21,9 +21,10 @@ from safetensors.torch import load_file, save
 import lazysd
 from lazysd.cli.main import main
 from lazysd.errors import MissingShardError, ReadError, SourceChangedError
-from lazysd.stores import http, ranges
 from lazysd.stores.base import Store
 from lazysd.stores.together import together
+from lazysd.stores.web import files as http
+from lazysd.stores.web import ranges
 from lazysd.testing.conformance.stores import StoreSuite
 
 KEY = "model.layers.0.mlp.experts."

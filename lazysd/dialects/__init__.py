@@ -1,5 +1,5 @@
 """Target programs, one file each: where they want each expert's gate, up and down."""
 
-from ..layouts.registry import add_folder
+from ..layouts.folders import add_folder
 
 add_folder(__name__, __path__)

@@ -2,35 +2,71 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING
 
 from .. import moved
-from ..errors import LayoutError
-from .choosing import Choice, choose
-from .converting import convert
-from .detect import Found, find
-from .explaining import explain
-from .family import Dialect, Experts, Family, Speech
-from .keys import parse_key
-from .pattern import parse_axes
-from .registry import (
-    all_layouts,
-    dialects,
-    families,
-    get,
-    names,
-    register,
-    register_dialect,
-    register_family,
-    resolve,
+from .._lazily import attributes
+
+if TYPE_CHECKING:
+    from ..errors import LayoutError
+    from .choosing import Choice, choose
+    from .converting import convert
+    from .detect import Found, find
+    from .explaining import explain
+    from .family import Dialect, Experts, Family, Speech
+    from .keys import parse_key
+    from .pattern import parse_axes
+    from .registry import (
+        all_layouts,
+        dialects,
+        families,
+        get,
+        names,
+        register,
+        register_dialect,
+        register_family,
+        resolve,
+    )
+    from .rewriting import apply
+    from .rule import Layout, Rule
+    from .tables import load
+
+__getattr__ = attributes(
+    __name__,
+    {
+        "Choice": ".choosing",
+        "Dialect": ".family",
+        "Experts": ".family",
+        "Family": ".family",
+        "Found": ".detect",
+        "Layout": ".rule",
+        "LayoutError": "..errors",
+        "Rule": ".rule",
+        "Speech": ".family",
+        "all_layouts": ".registry",
+        "apply": ".rewriting",
+        "choose": ".choosing",
+        "convert": ".converting",
+        "dialects": ".registry",
+        "explain": ".explaining",
+        "families": ".registry",
+        "find": ".detect",
+        "get": ".registry",
+        "load": ".tables",
+        "names": ".registry",
+        "parse_axes": ".pattern",
+        "parse_key": ".keys",
+        "register": ".registry",
+        "register_dialect": ".registry",
+        "register_family": ".registry",
+        "resolve": ".registry",
+    },
+    moved.resolve,
 )
-from .rewriting import apply
-from .rule import Layout, Rule
-from .tables import load
 
 
-def __getattr__(name: str) -> Any:
-    return moved.resolve(__name__, name)
+def __dir__() -> list[str]:
+    return sorted(__all__)
 
 
 __all__ = [

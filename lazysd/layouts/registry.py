@@ -7,19 +7,18 @@ from __future__ import annotations
 
 import importlib
 import pkgutil
-from collections.abc import Iterable, Mapping
-from difflib import get_close_matches
+from collections.abc import Mapping
 from typing import Any
 
 from ..errors import LayoutError
 from .derive import derive
 from .family import Dialect, Family, Speech
+from .folders import FOLDERS
 from .rule import Layout
 
 FIRST = "qwen3_moe"  # the family meant where none is named and several have the layout
 
 _LAYOUTS: dict[tuple[str, str], Layout] = {}  # registered by users, one by one
-_FOLDERS: dict[str, Iterable[str]] = {}  # package of families or dialects -> where its files are
 _FAMILIES: dict[str, Family] = {}
 _DIALECTS: dict[str, Dialect] = {}
 _ordered: dict[str, Dialect] = {}  # _DIALECTS in the order in which they are tried and shown
@@ -28,14 +27,9 @@ _ASKED: list[str] = []  # the group of entry points, once it has been looked at
 GROUP = "lazysd.layouts"  # entry points of installed packages that add families, dialects or layouts
 
 
-def add_folder(package: str, path: Iterable[str]) -> None:
-    """Announce a package whose files hold FAMILY, FAMILIES or DIALECT; they are imported when first needed."""
-    _FOLDERS[package] = path
-
-
 def _scan() -> None:
-    for package in list(_FOLDERS):
-        for found in sorted(pkgutil.iter_modules(_FOLDERS.pop(package)), key=lambda found: found.name):
+    for package in list(FOLDERS):
+        for found in sorted(pkgutil.iter_modules(FOLDERS.pop(package)), key=lambda found: found.name):
             module = importlib.import_module(f"{package}.{found.name}")
             for family in (*getattr(module, "FAMILIES", ()), *filter(None, (getattr(module, "FAMILY", None),))):
                 _add(_FAMILIES, family)
@@ -141,6 +135,8 @@ def family_of(model_type: str) -> str | None:
 
 def nearest(name: str) -> list[str]:
     """Families whose names or model types look like this one."""
+    from difflib import get_close_matches
+
     known = {kind: family.name for family in families().values() for kind in (family.name, *family.model_types)}
     known |= {family: family for family, _ in _LAYOUTS}
     return list(dict.fromkeys(known[kind] for kind in get_close_matches(name, known, n=6, cutoff=0.6)))[:3]

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import os
 import re
-import runpy
-import tomllib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -56,12 +54,16 @@ def add(one: Made, overwrite: bool = False) -> None:
 
 
 def _from_python(path: Path) -> list[Made]:
+    import runpy
+
     names = runpy.run_path(str(path))
     found = [names.get("FAMILY"), *names.get("FAMILIES", ()), names.get("DIALECT"), *names.get("LAYOUTS", ())]
     return [one for one in found if isinstance(one, (Family, Dialect, Layout))]
 
 
 def _from_toml(path: Path) -> list[Made]:
+    import tomllib
+
     try:
         text = path.read_text(encoding="utf-8")
         table = tomllib.loads(text)

@@ -18,7 +18,7 @@ from functools import cache
 from typing import Any
 from urllib.parse import urlsplit
 
-from .._version import __version__
+from ..._version import __version__
 
 TIMEOUT_SECONDS = 30.0
 MAX_IDLE = 32  # connections kept open, of the whole process

@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from typing import NamedTuple
 from urllib.parse import urljoin, urlsplit
 
-from ..errors import MissingShardError, ReadError, SourceChangedError
+from ...errors import MissingShardError, ReadError, SourceChangedError
 from .connections import Headers, connections
 
 NUM_TRIES = 5
