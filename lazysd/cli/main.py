@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import errno
+import gc
 import os
 import re
 import sys
@@ -127,6 +128,8 @@ def _failed(args: argparse.Namespace, error: BaseException, code: int) -> int:
 
 def run() -> None:
     """Entry point of the `lazysd` command."""
+    gc.freeze()  # a short-lived process: what has been imported stays, and an import of torch makes no garbage
+    gc.set_threshold(50_000, 20, 20)
     for fd in (0, 1, 2):  # closed ones would be given to the next file that is opened, and be printed into
         try:
             os.fstat(fd)
