@@ -55,6 +55,7 @@ def child(where: str, src: Path, out: Path, number: int) -> tuple[int, str]:
     """Exit code and stderr of a command that gets a signal in a step of an hour."""
     hear, tell = os.pipe()
     args = ["convert", str(src), str(out), "--to", "nemo", "--max-shard-size", "20KB", "--workers", "1"]
+    args += ["--dtype", "f32"] if where == "import" else []  # without a value to compute, torch is not imported
     running = subprocess.Popen(
         [sys.executable, "-c", CHILD, where, str(tell), *args],
         stdout=subprocess.PIPE,
