@@ -21,6 +21,7 @@ from .peft.generation import check_stated, decider, detect
 from .quant import travel
 from .showing import Showing
 from .tensor.lazy import LazyTensor
+from .tensor.whole import LazyTensors
 from .tensor.wrapping import as_lazy, takes_key
 
 if TYPE_CHECKING:
@@ -46,8 +47,12 @@ class Checkpoint(Measuring, Showing, Mapping[str, LazyTensor]):
             facts: what is known beside them; nothing by default.
             stated: single fields of Facts, e.g. config={"num_experts": 8}, put over `facts`.
         """
-        self._tensors = dict(tensors)
+        self._held = tensors if isinstance(tensors, LazyTensors) else dict(tensors)
         self.facts = replace(facts or Facts(), **stated)
+
+    @property
+    def _tensors(self) -> dict[str, LazyTensor]:
+        return self._held if isinstance(self._held, dict) else self._held.made
 
     def __getitem__(self, key: str) -> LazyTensor:
         try:
@@ -61,10 +66,10 @@ class Checkpoint(Measuring, Showing, Mapping[str, LazyTensor]):
         return key in self._tensors
 
     def __iter__(self) -> Iterator[str]:
-        return iter(self._tensors)
+        return iter(self._held)
 
     def __len__(self) -> int:
-        return len(self._tensors)
+        return len(self._held)
 
     @property
     def nbytes(self) -> int:

@@ -3,20 +3,16 @@
 from __future__ import annotations
 
 import os
-from collections import Counter
-from collections.abc import Iterable, Mapping
-from math import prod
-from operator import attrgetter
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from .checkpoint import Checkpoint
-from .dtypes import itemsize
 from .facts import Facts
 from .formats import containers
 from .formats.base import Folder, StoredTensor, WholeTensors
 from .formats.beside import Beside, beside
-from .graph.assemble import assemble, assemble_columns
+from .graph.assemble import assemble
 from .graph.building import many_nodes
 from .peft.config import AdapterConfig
 from .peft.naming import plain_names
@@ -24,6 +20,7 @@ from .stores.base import Options
 from .stores.folder import LocalStore
 from .stores.places import place_of
 from .tensor.lazy import LazyTensor
+from .tensor.whole import LazyTensors
 
 
 @many_nodes()
@@ -61,14 +58,14 @@ def open(
     contents = containers.read(folder)
     around = beside(folder, contents)
     named, adapter_name = plain_names(contents.tensors) if around.is_adapter else ({}, "")
-    tensors = _nodes(contents.tensors)
+    tensors, nbytes = _nodes(contents.tensors)
     if named:
         tensors = {named.get(key, key): node for key, node in tensors.items()}
     called = f"the adapter's keys carry its name, {adapter_name!r}, which PEFT's files leave out; read without it"
     facts = Facts(
         path=_path(folder, {file.name for file in contents.files}),
         files=contents.files,
-        tensor_nbytes=_nbytes(tensors.values()),
+        tensor_nbytes=nbytes,
         config=around.config,
         metadata=contents.metadata,
         side_files=around.side_files,
@@ -78,16 +75,12 @@ def open(
     return Checkpoint(tensors, facts)
 
 
-def _nodes(tensors: Mapping[str, StoredTensor]) -> dict[str, LazyTensor]:
+def _nodes(tensors: Mapping[str, StoredTensor]) -> tuple[Mapping[str, LazyTensor], int]:
+    """The lazy tensors, and their bytes. What files do not hold whole is put together now, for it may not fit."""
     if isinstance(tensors, WholeTensors):
-        return assemble_columns(LazyTensor, tensors.columns)
-    return {key: assemble(LazyTensor, key, tensor) for key, tensor in tensors.items()}
-
-
-def _nbytes(nodes: Iterable[LazyTensor]) -> int:
-    """Bytes of all; they have few shapes."""
-    kinds = Counter(map(attrgetter("dims", "code"), nodes))
-    return sum(count * prod(dims) * itemsize(code) for (dims, code), count in kinds.items())
+        return LazyTensors(tensors), tensors.nbytes
+    nodes = {key: assemble(LazyTensor, key, tensor) for key, tensor in tensors.items()}
+    return nodes, sum(node.nbytes for node in nodes.values())
 
 
 def _path(folder: Folder, names: set[str]) -> Any:

@@ -29,6 +29,7 @@ from lazysd.formats.safetensors import CONTAINER, index
 from lazysd.formats.safetensors.index import check_weight_map, format_index
 from lazysd.stores.base import Options
 from lazysd.stores.local import LocalFile
+from lazysd.stores.memory import MemoryStore
 from lazysd.stores.places import place_of
 from lazysd.stores.strict_json import read_json as json_of
 
@@ -467,3 +468,14 @@ def test_any_index_raises_only_our_errors(tmp_path: Path, content: bytes) -> Non
     assert all(path.is_relative_to((tmp_path / "home").resolve()) for path in found.files.values())
     assert found.weight_map is not None
     assert set(found.weight_map.values()) == found.files.keys()
+
+
+@pytest.mark.parametrize("text", ['"x": 1', '"x": "\\"", "y": "\\u0061"'])
+def test_json_is_held_to_its_limits_with_and_without_escapes(text: str) -> None:
+    deep = f'{{{text}, "d": ' + '{"a": [' * 40 + "1" + "]}" * 40 + "}"
+    twice = f'{{{text}, "d": {{"a": 1, "a": 2}}}}'
+    for raw, message in ((deep, "at most 64 levels of nesting"), (twice, "the field 'a' is given twice")):
+        with pytest.raises(FormatError, match=message):
+            json_of(MemoryStore({"c": raw.encode()}).open("c"), "config.json")
+    good = json_of(MemoryStore({"c": f"{{{text}}}".encode()}).open("c"), "config.json")
+    assert good == json.loads(f"{{{text}}}")

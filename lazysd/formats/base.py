@@ -5,6 +5,7 @@ A new kind is one file (or folder) beside this one with a `CONTAINER` (see `form
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
 from itertools import chain
@@ -37,14 +38,21 @@ class StoredTensor(NamedTuple):
     chunks: tuple[Chunk, ...]  # those that hold elements, in no particular order; nobody has checked that they fit
 
 
+class Kind(NamedTuple):
+    """A dtype and a shape. A checkpoint has many tensors and few of these, which they share."""
+
+    code: str  # the safetensors dtype code, a key of dtypes.DTYPES
+    dims: tuple[int, ...]
+    nbytes: int
+
+
 class Columns(NamedTuple):
     """Tensors that lie whole and dense in one file, column by column."""
 
     file: File
     keys: Sequence[str]
     starts: Sequence[int]  # offset of each tensor's first byte
-    codes: Sequence[str]
-    dims: Sequence[tuple[int, ...]]
+    kinds: Sequence[Kind]
 
 
 class WholeTensors(Mapping[str, StoredTensor]):
@@ -59,14 +67,19 @@ class WholeTensors(Mapping[str, StoredTensor]):
 
     def __getitem__(self, key: str) -> StoredTensor:
         one, number = self._places[key]
-        dims = one.dims[number]
-        return StoredTensor(one.codes[number], dims, (Chunk(one.file, one.starts[number], (), dims),))
+        code, dims, _ = one.kinds[number]
+        return StoredTensor(code, dims, (Chunk(one.file, one.starts[number], (), dims),))
 
     def __iter__(self) -> Iterator[str]:
         return chain.from_iterable(one.keys for one in self.columns)
 
     def __len__(self) -> int:
         return sum(len(one.keys) for one in self.columns)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all."""
+        return sum(kind.nbytes * count for one in self.columns for kind, count in Counter(one.kinds).items())
 
 
 class Contents(NamedTuple):

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from itertools import pairwise, repeat
 from math import gcd, prod
+from operator import itemgetter
 from typing import TYPE_CHECKING, TypeVar
 
 from ..errors import FormatError, UnsupportedCheckpointError
@@ -19,15 +20,16 @@ if TYPE_CHECKING:
     from ..formats.base import Chunk, Columns, StoredTensor
 
 N = TypeVar("N", bound=Node)
+_code, _dims = itemgetter(0), itemgetter(1)  # of a formats.base.Kind
 MOST_CUTS = 64  # for each part: real saves cut none, or each a few times
 
 
 def assemble_columns(kind: type[N], columns: Iterable[Columns]) -> dict[str, N]:
     """The nodes of tensors that lie whole in files, as nearly all do: at the speed of C, for a checkpoint has many."""
     nodes: dict[str, N] = {}
-    for file, keys, starts, codes, dims in columns:
+    for file, keys, starts, kinds in columns:
         leaves = map(FileRange, repeat(file), starts)
-        nodes.update(zip(keys, map(kind, leaves, repeat(()), dims, codes), strict=True))
+        nodes.update(zip(keys, map(kind, leaves, repeat(()), map(_dims, kinds), map(_code, kinds)), strict=True))
     return nodes
 
 

@@ -57,11 +57,11 @@ def refuse_foreign(head: bytes, path: str | os.PathLike[str]) -> None:
 
 def parse_json(
     raw: bytes,
-    objects: Callable[[list[tuple[str, Any]]], Any],
+    objects: Callable[[list[tuple[str, Any]]], Any] | None,
     constants: bool = False,
     integer: Callable[[str], int] | None = None,
 ) -> Any:
-    """Parse UTF-8 JSON; `objects` makes each object out of its pairs. Raises FormatError with the bare reason.
+    """Parse UTF-8 JSON; `objects` makes each object out of its pairs, None a dict. FormatError has the bare reason.
 
     Refused on top of what the json module refuses: NaN and infinities (unless `constants`), numbers with thousands of
     digits, nesting that exhausts the stack, and escaped lone surrogates (strings that cannot be written back).
@@ -111,10 +111,11 @@ def read_json(file: File, what: str, constants: bool = False) -> dict[str, Any]:
     if raw.startswith(_LFS[0]):
         raise UnsupportedCheckpointError(f"cannot read the {what} {file.path}: it is {_LFS[1]}; {_LFS[2]}")
     try:
-        value = parse_json(raw, _unique, constants)
+        value = parse_json(raw, None, constants)
         if not isinstance(value, dict):
             raise FormatError(f"expected a JSON object, found {show(value)}")
-        _check_depth(value)
+        if 2 * _num_strings(value) != raw.count(b'"') or b"\\" in raw:
+            value = parse_json(raw, _unique, constants)  # a field may be given twice: fewer strings than are written
     except FormatError as error:
         raise FormatError(f"cannot read the {what} {file.path}: {error}; correct the file or fetch it again") from None
     return value
@@ -132,13 +133,19 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return fields
 
 
-def _check_depth(value: dict[str, Any]) -> None:
+def _num_strings(value: dict[str, Any]) -> int:
+    """How many strings it holds, names of fields included. Raises FormatError where it is nested deeper than 64."""
     level: list[Any] = [value]
+    count = 0
     for _ in range(MAX_JSON_DEPTH):
-        parts = (node.values() if isinstance(node, dict) else node for node in level)
-        level = [child for part in parts for child in part if isinstance(child, (dict, list))]
+        count += sum(len(node) for node in level if isinstance(node, dict))
+        parts = [node.values() if isinstance(node, dict) else node for node in level]
+        kinds = [Counter(map(type, part)) for part in parts]
+        count += sum(found[str] for found in kinds)
+        deep = (part for part, found in zip(parts, kinds, strict=True) if found[dict] or found[list])
+        level = [child for part in deep for child in part if isinstance(child, (dict, list))]
         if not level:
-            return
+            return count
     raise FormatError(f"expected at most {MAX_JSON_DEPTH} levels of nesting, found more")
 
 

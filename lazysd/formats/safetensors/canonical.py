@@ -9,11 +9,12 @@ from __future__ import annotations
 
 import re
 from itertools import accumulate
-from operator import attrgetter
+from operator import itemgetter
 
 from ...errors import FormatError
 from ...stores.strict_json import parse_json
-from .entries import METADATA, Header, Kind, sized
+from ..base import Kind
+from .entries import METADATA, Header, sized
 
 # The dtype and the shape are one piece, because few of them differ. Numbers of 18 digits stay below 2**63.
 _NUMBER = rb"(0|[1-9][0-9]{0,17})"
@@ -24,7 +25,7 @@ _ENTRY = re.compile(
 _GROUPS = _ENTRY.groups + 1  # in what split() returns: the text before an entry, then its groups
 _SHAPE = re.compile(rb"(?:(?:0|[1-9][0-9]{0,17})(?:,(?:0|[1-9][0-9]{0,17}))*)?")
 _BEGIN = f'{{"{METADATA}":'.encode()
-_nbytes_of = attrgetter("nbytes")
+_nbytes_of = itemgetter(2)  # of a Kind
 
 
 def read_canonical(raw: bytes, data_start: int, file_nbytes: int) -> Header | None:
@@ -53,8 +54,11 @@ def read_canonical(raw: bytes, data_start: int, file_nbytes: int) -> Header | No
     if len(names) != len(keys) or METADATA in names:
         return None
     kinds = list(map(kind_of.__getitem__, texts))
-    starts = list(accumulate(map(_nbytes_of, kinds), initial=data_start))
-    if [stop - data_start for stop in starts[1:]] != list(map(int, ends)) or starts.pop() != file_nbytes:
+    sizes = list(map(_nbytes_of, kinds))
+    if list(accumulate(sizes)) != list(map(int, ends)):
+        return None
+    starts = list(accumulate(sizes, initial=data_start))
+    if starts.pop() != file_nbytes:
         return None
     if any(not kind.nbytes for kind in kind_of.values()):  # empty tensors begin where others do: keys decide then
         return None

@@ -11,9 +11,9 @@ from ...errors import FormatError, UnsupportedCheckpointError
 from ...stores.base import File
 from ...stores.strict_json import listing, show
 from ...stores.together import together
-from ..base import Columns, Contents, Folder, WholeTensors
+from ..base import Columns, Contents, Folder, Kind, WholeTensors
 from . import rank_slices
-from .entries import Header, Kind
+from .entries import Header
 from .header import read_header
 from .index import INDEX, SAFETENSORS, check_weight_map, find_shards
 
@@ -32,7 +32,7 @@ class Safetensors:
         if folder.named is None and (names := rank_slices.files_of(folder)):
             return rank_slices.read(folder, names)
         shards = find_shards(folder)
-        files = [folder.store.open(name) for name in shards.names]
+        files = [shards.found.get(name) or folder.store.open(name) for name in shards.names]
         headers = read_headers(files)
         for file, header in headers.items():
             rank_slices.refuse_alone(file, header)
@@ -95,13 +95,13 @@ def _columns(file: File, header: Header, weight_map: Mapping[str, str] | None) -
         keys, kinds, starts = list(compress(keys, here)), list(compress(kinds, here)), list(compress(starts, here))
     if any(kind.code in PACKED for kind in set(kinds)):
         kinds = [_packed(file, key, kind) for key, kind in zip(keys, kinds, strict=True)]
-    return Columns(file, keys, starts, [kind.code for kind in kinds], [kind.shape for kind in kinds])
+    return Columns(file, keys, starts, kinds)
 
 
 def _packed(file: File, key: str, kind: Kind) -> Kind:
     """The kind as it is read: of values narrower than a byte, the last axis counts bytes."""
     try:
-        return kind._replace(shape=dtypes.packed(kind.code, kind.shape))
+        return kind._replace(dims=dtypes.packed(kind.code, kind.dims))
     except UnsupportedCheckpointError as error:
         raise UnsupportedCheckpointError(f"cannot open {file.path}: {show(key)}: {error}") from None
 

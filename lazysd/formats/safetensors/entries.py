@@ -8,17 +8,10 @@ from typing import NamedTuple
 from ...dtypes import DTYPES
 from ...errors import FormatError
 from ...stores.strict_json import show
+from ..base import Kind
 
 LIMIT = 2**63  # sizes and offsets stay below: what a file offset can express
 METADATA = "__metadata__"
-
-
-class Kind(NamedTuple):
-    """A dtype and a shape."""
-
-    code: str  # the safetensors dtype code, a key of DTYPES
-    shape: tuple[int, ...]
-    nbytes: int
 
 
 class Entry(NamedTuple):
@@ -34,7 +27,7 @@ class Header(NamedTuple):
     """What a safetensors file says about itself. The columns are in the order of the data."""
 
     keys: list[str]
-    kinds: list[Kind]
+    kinds: list[Kind]  # their dims count values, also of types narrower than a byte
     starts: list[int]  # absolute offset of each tensor's first byte
     metadata: dict[str, str]
     data_start: int  # absolute offset of the first byte after the header

@@ -12,8 +12,9 @@ from typing import Any
 from ...errors import FormatError
 from ...stores.base import File
 from ...stores.strict_json import parse_json, refuse_foreign, repeated, show
+from ..base import Kind
 from .canonical import read_canonical
-from .entries import LIMIT, METADATA, Header, Kind, sized
+from .entries import LIMIT, METADATA, Header, sized
 
 MAX_HEADER_NBYTES = 100_000_000  # the limit of safetensors itself
 _FIELDS = {"dtype", "shape", "data_offsets"}

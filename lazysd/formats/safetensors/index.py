@@ -9,9 +9,12 @@ import json
 import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
+from itertools import repeat
+from operator import eq
 from typing import Any, NamedTuple
 
 from ...errors import FormatError, MissingShardError, UnsupportedCheckpointError
+from ...stores.base import File
 from ...stores.strict_json import listing, read_json, show
 from ..base import WEIGHTS, Folder, sentence
 
@@ -25,7 +28,7 @@ _NUMBERED = re.compile(r"(.+)-(\d{1,9})-of-(\d{1,9})\.safetensors")
 
 
 class ShardSet(NamedTuple):
-    """The files of a checkpoint; none has been opened yet."""
+    """The files of a checkpoint; nothing of them has been read yet."""
 
     names: tuple[str, ...]
     weight_map: dict[str, str] | None = None  # tensor -> shard name; None where no index was found
@@ -33,6 +36,7 @@ class ShardSet(NamedTuple):
     index_metadata: Mapping[str, Any] = {}
     remarks: tuple[str, ...] = ()
     named: frozenset[str] = frozenset()  # files that the remarks name
+    found: Mapping[str, File] = {}  # of an index, by their names
 
 
 def find_shards(folder: Folder) -> ShardSet:
@@ -99,13 +103,12 @@ def check_weight_map(
     Raises:
         FormatError: tensors that are named but absent, present but not named, or in another shard than named.
     """
-    homes: dict[str, str] = {}
     listed = {name: list(keys) for name, keys in keys_by_file.items()}
-    for name, keys in listed.items():
-        homes.update(dict.fromkeys(keys, name))
-    if homes == weight_map and len(homes) == sum(map(len, listed.values())):  # as nearly always
+    if sum(map(len, listed.values())) == len(weight_map) and all(
+        all(map(eq, map(weight_map.get, keys), repeat(name))) for name, keys in listed.items()
+    ):  # as nearly always: as many keys as are named, each in its own shard
         return []
-    homes.clear()
+    homes: dict[str, str] = {}
     copies: dict[str, list[str]] = {}  # of what stands in several shards, all of them
     for name, keys in listed.items():
         for key in keys:
@@ -167,20 +170,21 @@ def _from_index(folder: Folder, name: str) -> ShardSet:
         )
     if not isinstance(metadata, dict):
         raise FormatError(f"{file.path}: expected metadata to be an object, found {show(metadata)}; {again}")
-    for key, shard in weight_map.items():
+    for key, shard in weight_map.items() if set(map(type, weight_map.values())) != {str} else ():
         if not isinstance(shard, str):
             raise FormatError(
                 f"{file.path}: expected a shard name for tensor {show(key)}, found {show(shard)}; {again}"
             )
     counts = Counter(weight_map.values())
     missing: list[str] = []
+    found: dict[str, File] = {}
     for shard in sorted(counts):
         if shard.endswith(WEIGHTS) and not shard.endswith(SAFETENSORS):
             raise UnsupportedCheckpointError(
                 f"{folder.path}: the file {show(shard)}: expected a safetensors file in a safetensors index; {again}"
             )
         try:
-            folder.store.open(shard)
+            found[shard] = folder.store.open(shard)
         except MissingShardError:
             missing.append(shard)
     if missing:
@@ -189,4 +193,4 @@ def _from_index(folder: Folder, name: str) -> ShardSet:
             f"{file.path}: {len(missing)} of {len(counts)} shards are missing, with {num_tensors} tensors: "
             f"{listing(missing)}; fetch them, or correct the index"
         )
-    return ShardSet(tuple(sorted(counts)), weight_map, name, metadata)
+    return ShardSet(tuple(sorted(counts)), weight_map, name, metadata, found=found)
