@@ -53,3 +53,20 @@ def test_calculating_values_needs_it(golden: Path, tmp_path: Path) -> None:
 
 def weights(folder: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in sorted(folder.glob("*.safetensors"))}
+
+
+def test_commands_that_list_or_compare_bits_need_no_torch(golden: Path, tmp_path: Path) -> None:
+    src, nemo, one = golden / "qwen3_moe_tiny", tmp_path / "nemo", tmp_path / "one.safetensors"
+    for words in (
+        ("inspect", src),
+        ("layouts",),
+        ("plan", src, "--to", "nemo"),
+        ("convert", src, nemo, "--to", "nemo", "--max-shard-size", "20KB", "--verify"),
+        ("convert", src, one, "--rename", "model.*=*", "--exclude", "lm_head.*", "--max-memory", "64MB"),
+        ("verify", nemo),
+        ("verify", nemo, "--against", src),
+        ("inspect", one, "--json"),
+        ("diff", src, src, "--no-values"),
+    ):
+        done = subprocess.run([sys.executable, "-c", CODE, *map(str, words)], capture_output=True, text=True)
+        assert (done.returncode, done.stdout.split()[-1:]) == (0, ["False"]), (words, done.stderr)

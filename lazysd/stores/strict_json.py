@@ -116,9 +116,10 @@ def read_json(file: File, what: str, constants: bool = False) -> dict[str, Any]:
             raise FormatError(f"expected a JSON object, found {show(value)}")
         if 2 * _num_strings(value) != raw.count(b'"') or b"\\" in raw:
             value = parse_json(raw, _unique, constants)  # a field may be given twice: fewer strings than are written
+        found: dict[str, Any] = value
     except FormatError as error:
         raise FormatError(f"cannot read the {what} {file.path}: {error}; correct the file or fetch it again") from None
-    return value
+    return found
 
 
 def repeated(pairs: list[tuple[str, Any]] | tuple[tuple[str, Any], ...]) -> str:
