@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import pickle
+import threading
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -320,3 +322,25 @@ def test_a_tensor_of_no_bytes_and_a_thousand_million_rows(tmp_path: Path) -> Non
     assert tuple(ckpt["w"][5].shape) == (0, 4)
     ckpt.save(tmp_path / "out")
     assert tuple(lazysd.open(tmp_path / "out")["w"].shape) == (1000000000, 0, 4)
+
+
+def test_tensors_are_made_once_and_when_one_is_asked_for(golden: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import lazysd.tensor.whole as whole
+
+    calls = []
+    make = whole.assemble_columns
+    monkeypatch.setattr(whole, "assemble_columns", lambda *given: calls.append(given) or make(*given))
+    ckpt = lazysd.open(golden / "qwen3_moe_tiny")
+    assert (len(ckpt), len(list(ckpt)), len(ckpt.keys())) == (57, 57, 57)
+    assert not calls
+    seen: list[object] = []
+    crew = [threading.Thread(target=lambda: seen.append(ckpt["lm_head.weight"])) for _ in range(9)]
+    for thread in crew:
+        thread.start()
+    for thread in crew:
+        thread.join()
+    assert len(set(map(id, seen))) == 1
+    assert list(ckpt.items()) == list(zip(ckpt, ckpt.values(), strict=True))
+    again = pickle.loads(pickle.dumps(lazysd.open(golden / "qwen3_moe_tiny")))
+    assert list(again) == list(ckpt)
+    assert again["lm_head.weight"].reads() == ckpt["lm_head.weight"].reads()
