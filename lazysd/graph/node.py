@@ -12,7 +12,7 @@ from .boxes import Dims
 if TYPE_CHECKING:
     from .base import Op
 
-NODE_NBYTES = 550  # of memory that a node takes with its op, box and key, as benchmarks/budget.py measures it
+NODE_NBYTES = 400  # of memory that a node takes with its op, box and key, as benchmarks/budget.py measures it
 MAX_PICKLED_DEPTH = 100  # of a graph that is pickled node by node, which keeps what several tensors share
 
 
