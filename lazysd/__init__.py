@@ -21,10 +21,10 @@ if TYPE_CHECKING:
     from .checkpoint import Checkpoint
     from .comparing import compare
     from .conversion import convert
-    from .graph.rewrite import concat, stack
     from .load import load_into
     from .opening import open
     from .tensor.cache import cached
+    from .tensor.joining import concat, stack
     from .tensor.lazy import LazyTensor
     from .tensor.wrapping import from_torch
 
@@ -35,12 +35,12 @@ __getattr__ = attributes(
         "LazyTensor": ".tensor.lazy",
         "cached": ".tensor.cache",
         "compare": ".comparing",
-        "concat": ".graph.rewrite",
+        "concat": ".tensor.joining",
         "convert": ".conversion",
         "from_torch": ".tensor.wrapping",
         "load_into": ".load",
         "open": ".opening",
-        "stack": ".graph.rewrite",
+        "stack": ".tensor.joining",
     },
 )  # what else is asked for is a file or a room
 

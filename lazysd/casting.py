@@ -7,6 +7,7 @@ from fnmatch import fnmatchcase
 from typing import Any
 
 from . import dtypes
+from .arguments import checked
 from .checkpoint import Checkpoint
 from .errors import LayoutError
 from .graph.rewrite import cast
@@ -19,6 +20,7 @@ ALWAYS_KEPT = ("*e_score_correction_bias", "*.expert_bias")
 _STATED_AS = ("dtype", "torch_dtype")  # transformers 5 and before
 
 
+@checked
 def cast_checkpoint(checkpoint: Checkpoint, dtype: str, everything: bool = False) -> Checkpoint:
     """The checkpoint with its floating-point tensors in another element type, as a view; nothing is read.
 

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from . import dtypes
+from .arguments import checked
 from .display.text import printable
 from .errors import FormatError, LazysdError, MemoryBudgetError
 from .formats import containers
@@ -81,6 +82,7 @@ class FolderCheck:
         return "\n".join(lines + [f"  not checked, for no save wrote it: {printable(name)}" for name in self.strangers])
 
 
+@checked
 def check_folder(
     path: str | os.PathLike[str],
     num_workers: int | None = None,
@@ -112,7 +114,7 @@ def check_folder(
         result.faults.append(Fault(MANIFEST, "", f"it is not what a save writes: {error!r}"))
         return result
     result.num_tensors = sum(counts.values())
-    crew, most = _crew(counts, num_workers or workers.default_workers(), budget)
+    crew, most = _crew(counts, workers.asked(num_workers), budget)
     contents, known = _contents(folder, counts, result)
     present = {name for name, record in manifest.files.items() if _is_there(folder, name, record, result)}
     result.num_files, result.nbytes = len(present), sum(manifest.files[name].nbytes for name in present)

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from . import layouts
+from .arguments import checked
 from .errors import MissingTensorError
 from .facts import Facts
 from .measuring import Measuring
@@ -20,12 +21,12 @@ from .peft.converting import convert_adapter
 from .peft.generation import check_stated, decider, detect
 from .quant import travel
 from .showing import Showing
+from .stores.strict_json import show
 from .tensor.lazy import LazyTensor
 from .tensor.whole import LazyTensors
 from .tensor.wrapping import as_lazy, takes_key
 
 if TYPE_CHECKING:
-    import torch
     from torch.distributed.device_mesh import DeviceMesh
 
     from .save.plan import Plan
@@ -39,6 +40,7 @@ class Checkpoint(Measuring, Showing, Mapping[str, LazyTensor]):
     files and reads no tensor data.
     """
 
+    @checked
     def __init__(self, tensors: Mapping[str, LazyTensor], facts: Facts | None = None, **stated: Any):
         """A checkpoint of these tensors.
 
@@ -59,8 +61,10 @@ class Checkpoint(Measuring, Showing, Mapping[str, LazyTensor]):
             return self._tensors[key]
         except (KeyError, TypeError):
             pass
-        hint = did_you_mean(key, self._tensors)
-        raise MissingTensorError(f"no tensor {key!r} among the {len(self)} of {self.path or 'this checkpoint'}{hint}")
+        hint = did_you_mean(key, self._tensors) if isinstance(key, str) else ""
+        raise MissingTensorError(
+            f"no tensor {show(key)} among the {len(self)} of {self.path or 'this checkpoint'}{hint}"
+        )
 
     def __contains__(self, key: object) -> bool:
         return key in self._tensors
@@ -131,14 +135,17 @@ class Checkpoint(Measuring, Showing, Mapping[str, LazyTensor]):
         """Other tensors with the same facts, but for `changes` (fields of Facts). Reads nothing."""
         return Checkpoint(tensors, self.facts, **changes)
 
+    @checked
     def select(self, *globs: str) -> Checkpoint:
         """The keys that match any of the patterns (`*`, `?`, `[..]`, as in file names), as a view."""
         return self.like({k: t for k, t in self._tensors.items() if any(fnmatchcase(k, glob) for glob in globs)})
 
+    @checked
     def drop(self, *globs: str) -> Checkpoint:
         """The keys that match none of the patterns, as a view."""
         return self.like({k: t for k, t in self._tensors.items() if not any(fnmatchcase(k, glob) for glob in globs)})
 
+    @checked
     def rename(self, names: Mapping[str, str] | Callable[[str], str]) -> Checkpoint:
         """Other names for keys, by a mapping (other keys stay) or a function. ValueError where two names meet."""
         new_name = names if callable(names) else lambda key: names.get(key, key)
@@ -150,6 +157,7 @@ class Checkpoint(Measuring, Showing, Mapping[str, LazyTensor]):
             renamed[name] = node
         return self.like(renamed)
 
+    @checked
     def map(self, function: Callable[..., Any], with_key: bool | None = None) -> Checkpoint:
         """Each tensor replaced by what `function` makes of it; torch tensors are wrapped.
 
@@ -168,12 +176,14 @@ class Checkpoint(Measuring, Showing, Mapping[str, LazyTensor]):
         wants_key = takes_key(function) if with_key is None else with_key
         return self.like({k: as_lazy(function(k, t) if wants_key else function(t)) for k, t in self.items()})
 
+    @checked
     def __or__(self, other: Mapping[str, Any]) -> Checkpoint:
         """The union; where both hold a key, `other` wins, as with dicts."""
         more = {key: as_lazy(value) for key, value in other.items()}
         facts = self.facts.joined(other.facts) if isinstance(other, Checkpoint) else self.facts
         return Checkpoint({**self._tensors, **more}, facts)
 
+    @checked
     def convert(
         self,
         to: str,
@@ -220,6 +230,7 @@ class Checkpoint(Measuring, Showing, Mapping[str, LazyTensor]):
             changes |= {"adapter": says, "json_files": {**self.facts.json_files, **changed}}
         return self.like(tensors, **changes)
 
+    @checked
     def plan(
         self,
         max_shard_size: int | str = "5GB",
@@ -232,6 +243,7 @@ class Checkpoint(Measuring, Showing, Mapping[str, LazyTensor]):
 
         return plan_checkpoint(self._tensors, self.facts, max_shard_size, max_memory, workers, format)
 
+    @checked
     def save(
         self,
         dst: str | os.PathLike[str],
@@ -240,7 +252,7 @@ class Checkpoint(Measuring, Showing, Mapping[str, LazyTensor]):
         workers: int | None = None,
         overwrite: bool = False,
         resume: bool = True,
-        progress: Any = None,
+        progress: bool | Callable[[int, int], None] | None = None,
         format: str = "safetensors",
     ) -> Plan:
         """Write the checkpoint, streaming; `dst` appears, complete, in one rename.
@@ -265,16 +277,6 @@ class Checkpoint(Measuring, Showing, Mapping[str, LazyTensor]):
         from .save.saving import save
 
         return save(self, dst, max_shard_size, max_memory, workers, overwrite, resume, progress, format)
-
-    def iter_tensors(self, device: Any = "cpu", prefetch: int | str = "64MB") -> Iterator[tuple[str, torch.Tensor]]:
-        """Read (key, tensor) pairs in the order of their bytes, a background thread reading ahead.
-
-        Tensors are the caller's own memory. Read-ahead ones and the one handed out take at most `prefetch` bytes (or
-        "64MB"), unless one alone is larger. What the thread raises is raised at the tensor whose read failed.
-        """
-        from .iterate import iterate
-
-        return iterate(self._tensors, [file.path for file in self.files], device, prefetch)
 
     @property
     def is_adapter(self) -> bool:

@@ -7,6 +7,7 @@ from os import PathLike
 from typing import Any
 
 from . import layouts
+from .arguments import checked
 from .checkpoint import Checkpoint
 from .comparison import Comparison, compare_adapters
 from .comparison import compare as compare_tensors
@@ -15,6 +16,7 @@ from .save.progress import reporter
 from .tensor.wrapping import as_lazy
 
 
+@checked
 def compare(
     a: Any,
     b: Any,
@@ -56,6 +58,8 @@ def compare(
     Raises:
         LayoutError: one side does not convert to the other's layout. MemoryBudgetError: `max_memory` is too little.
     """
+    if not tolerance >= 0:
+        raise ValueError(f"tolerance has to be a number from 0 on, not {tolerance}")
     with reporter(progress, "compare") as report:
         first, second, layout = side_by_side(_checkpoint(a), _checkpoint(b), to, source, config)
         found = compare_tensors(first, second, names, workers, report, values, values, tolerance, max_memory)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from .arguments import checked
 from .checkpoint import Checkpoint
 from .graph.leaves import InMemory
 from .move.materialize import fill_all
@@ -12,6 +13,7 @@ from .tensor.lazy import LazyTensor
 from .tensor.wrapping import as_lazy
 
 
+@checked
 def convert(
     mapping: Mapping[str, Any],
     to: str,

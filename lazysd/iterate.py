@@ -18,6 +18,7 @@ from .mesh.tensors import LazyDTensor
 from .move.lanes import is_filled
 from .move.materialize import fill_into
 from .move.pages import prefer_huge
+from .move.places import device_of
 from .sizes import parse_size
 from .tensor.lazy import LazyTensor
 
@@ -81,7 +82,7 @@ def iterate(
     tensors: Mapping[str, LazyTensor], paths: Sequence[str], device: Any, prefetch: int | str
 ) -> Iterator[tuple[str, torch.Tensor]]:
     """(key, tensor) pairs; see Checkpoint.iter_tensors. Closing the generator ends the thread."""
-    place = torch.device(device)
+    place = device_of(device)
     if place == torch.device("cuda"):  # the reading thread has a current device of its own
         place = torch.device("cuda", torch.cuda.current_device())
     return _iterate(in_file_order(tensors, paths), place, parse_size(prefetch))

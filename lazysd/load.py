@@ -9,9 +9,11 @@ import torch
 from torch import nn
 
 from . import buffers, dtypes, layouts
+from .arguments import checked
 from .errors import LazysdError
 from .graph.compute import Agree
 from .graph.rewrite import build, cast
+from .move.places import device_of
 from .tensor.lazy import LazyTensor
 from .tensor.wrapping import as_lazy
 
@@ -33,6 +35,7 @@ class _Place(NamedTuple):
     is_saved: bool  # part of the state dict: not a non-persistent buffer
 
 
+@checked
 def load_into(module: nn.Module, ckpt: Mapping[str, Any], device: Any = None, strict: bool = True) -> LoadReport:
     """Fill a module's parameters and buffers from lazy tensors, in the checkpoint's order, in place.
 
@@ -72,7 +75,7 @@ def load_into(module: nn.Module, ckpt: Mapping[str, Any], device: Any = None, st
     unexpected = [key for key in ckpt if key not in by_key]
     _check(module, by_key, ckpt, missing if strict else [], unexpected if strict else [])
 
-    replaced = _allocate(places, filled, None if device is None else torch.device(device))
+    replaced = _allocate(places, filled, None if device is None else device_of(device))
     for keys in _by_memory(by_key, wanted):
         place = by_key[keys[0]]
         target = replaced.get(id(_held(place)), _held(place))

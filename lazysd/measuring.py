@@ -1,18 +1,28 @@
-"""What a checkpoint can say of its values: methods that read every tensor once."""
+"""What reads every tensor of a checkpoint once: measuring its values, and handing them out one by one."""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
+from .arguments import checked
+
 if TYPE_CHECKING:
+    import torch
+
     from .stats import CheckpointStats
 
 
 class Measuring:
-    """The part of Checkpoint that measures."""
+    """The part of Checkpoint that reads."""
 
+    @checked
     def stats(
-        self, *globs: str, max_memory: int | str = "128MB", workers: int | None = None, progress: Any = None
+        self,
+        *globs: str,
+        max_memory: int | str = "128MB",
+        workers: int | None = None,
+        progress: bool | Callable[[int, int], None] | None = None,
     ) -> CheckpointStats:
         """What the values of each tensor are like: min, max, mean, std, zeros, NaN, quantiles, a histogram.
 
@@ -39,3 +49,15 @@ class Measuring:
         chosen = whole.select(*globs) if globs else whole
         with reporter(progress, "stats") as report:
             return stats_of(chosen, workers, max_memory, report)
+
+    @checked
+    def iter_tensors(self, device: Any = "cpu", prefetch: int | str = "64MB") -> Iterator[tuple[str, torch.Tensor]]:
+        """Read (key, tensor) pairs in the order of their bytes, a background thread reading ahead.
+
+        Tensors are the caller's own memory. Read-ahead ones and the one handed out take at most `prefetch` bytes (or
+        "64MB"), unless one alone is larger. What the thread raises is raised at the tensor whose read failed.
+        """
+        from .iterate import iterate
+
+        whole: Any = self
+        return iterate(whole, [file.path for file in whole.files], device, prefetch)

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from . import layouts
+from .arguments import checked
 from .casting import cast_checkpoint
 from .checkpoint import Checkpoint
 from .errors import LayoutError
@@ -22,6 +23,7 @@ from .quantization import dequantize
 from .tensor.lazy import LazyTensor
 
 
+@checked
 def merge(
     base: Checkpoint,
     adapter: Checkpoint,

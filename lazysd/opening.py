@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from .arguments import checked
 from .checkpoint import Checkpoint
 from .facts import Facts
 from .formats import containers
@@ -23,6 +24,7 @@ from .tensor.lazy import LazyTensor
 from .tensor.whole import LazyTensors
 
 
+@checked
 @many_nodes()
 def open(
     path: str | os.PathLike[str] | bytes | Mapping[str, bytes], io: str = "mmap", follow_links: bool = False

@@ -9,6 +9,7 @@ from math import prod
 from typing import Any
 
 from . import layouts
+from .arguments import checked
 from .checkpoint import Checkpoint
 from .display.layers import irregular_layers
 from .errors import LazysdError
@@ -24,6 +25,7 @@ _PER_TOKEN = ("num_experts_per_tok", "num_experts_per_token", "moe_top_k", "moe_
 _IN_ALL = ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts", "num_routed_experts")
 
 
+@checked
 def overview(ckpt: Checkpoint) -> dict[str, Any]:
     """The facts above the list of keys; sizes in bytes, what cannot be told is None.
 

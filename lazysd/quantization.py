@@ -7,6 +7,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from . import dtypes
+from .arguments import checked
 from .checkpoint import Checkpoint
 from .errors import LayoutError
 from .graph.node import Node
@@ -24,6 +25,7 @@ EXPERTS_AND_ATTENTION = re.compile(
 _STATED_IN = ("hf_quant_config.json",)  # side files that say the same as quantization_config
 
 
+@checked
 def dequantize(checkpoint: Checkpoint, dtype: str = "bf16") -> Checkpoint:
     """A quantised checkpoint with plain weights: what stands for a weight (codes, scales, …) becomes the weight.
 
@@ -59,6 +61,7 @@ def dequantize(checkpoint: Checkpoint, dtype: str = "bf16") -> Checkpoint:
     return checkpoint.like(tensors, config=plain, json_files={**files, "config.json": plain}, side_files=kept)
 
 
+@checked
 def quantize(checkpoint: Checkpoint, scheme: str, keys: Iterable[str] | None = None, **settings: Any) -> Checkpoint:
     """A checkpoint with few-bit weights: each chosen weight becomes its codes and scales, and config.json says so.
 

@@ -115,7 +115,7 @@ def _crew(
             f"{' side by side' if sides > 1 else ''}; the smallest that would do is {-(-smallest // 1_000_000)}MB"
         )
     budget -= held_nbytes
-    wanted = num_workers or workers.default_workers()
+    wanted = workers.asked(num_workers)
     useful = fixed + sides * min(PREFERRED_TILE_NBYTES, 1 << 20)
     crew = max(1, min(wanted, budget // useful))
     return crew, min(MOST_NBYTES, (budget // crew - fixed) // sides)

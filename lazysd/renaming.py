@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 
+from .arguments import checked
 from .checkpoint import Checkpoint
 from .errors import LayoutError
 from .stores.strict_json import show
@@ -12,6 +13,7 @@ from .stores.strict_json import show
 _WILD = re.compile(r"\*|\?")
 
 
+@checked
 def rename_keys(checkpoint: Checkpoint, rules: Sequence[tuple[str, str]]) -> Checkpoint:
     """The checkpoint with keys renamed by (old, new) patterns, as a view; the first pattern that fits a key renames it.
 

@@ -4,6 +4,11 @@ from __future__ import annotations
 
 import re
 
+from .arguments import shown
+
+MAX_NBYTES = 1 << 63  # no file, and no machine, holds more
+_LONGEST = 100  # characters of a size; float() of any longer number is infinite or a waste
+
 _UNITS = {"": 1, "B": 1} | {
     letter + suffix: base**power
     for power, letter in enumerate("KMGT", 1)
@@ -18,14 +23,15 @@ def parse_size(value: int | str) -> int:
     (5000000000, 1024)
     """
     if isinstance(value, int) and not isinstance(value, bool):
-        nbytes = float(value)
+        nbytes: int | float = value
     else:
-        found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([A-Za-z]*)\s*", str(value))
+        text = str(value) if isinstance(value, (str, float)) else ""
+        found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([A-Za-z]*)\s*", text[:_LONGEST])
         if not found or found[2].upper() not in _UNITS:
-            raise ValueError(f"cannot read {value!r} as a size; write 1000, 5GB or 5GiB")
+            raise ValueError(f"cannot read {shown(value) or type(value).__name__} as a size; write 1000, 5GB or 5GiB")
         nbytes = float(found[1]) * _UNITS[found[2].upper()]
-    if nbytes < 1:
-        raise ValueError(f"a size must be at least one byte, got {value!r}")
+    if not 1 <= nbytes < MAX_NBYTES:
+        raise ValueError(f"a size must be at least one byte and less than 8 EiB, got {shown(value)}")
     return int(nbytes)
 
 

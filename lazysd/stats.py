@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from . import dtypes
+from .arguments import checked
 from .display.stats import html_of, html_of_one, text_of, text_of_all
 from .graph.node import Node
 from .reduction import Tile, chunks, stream
@@ -123,6 +124,7 @@ class CheckpointStats(Mapping[str, Stats]):
         return html_of(self, self._headline())
 
 
+@checked
 def stats_of(
     tensors: Mapping[str, Node],
     num_workers: int | None = None,

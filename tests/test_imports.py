@@ -17,6 +17,7 @@ MAX_LINES = 300
 # Floors of the house, lowest first. A room may import from its own files and from lower floors, never from a neighbour.
 FLOORS = [
     {"errors", "_version", "_lazily", "moved"},
+    {"arguments"},
     {"dtypes", "nearest", "sizes"},
     {"stores"},
     {"facts"},
@@ -34,7 +35,8 @@ FLOORS = [
     {"quant"},
     {"mesh"},
     {"save", "buffers"},
-    {"comparison", "iterate", "load", "measuring", "showing"},
+    {"comparison", "iterate", "load"},
+    {"measuring", "showing"},
     {"checkpoint"},
     {"casting", "conversion", "opening", "overview", "quantization", "checking", "renaming"},
     {"comparing", "merging"},

@@ -20,6 +20,7 @@ from torch.distributed.checkpoint.storage import StorageReader
 from torch.futures import Future
 
 from .. import dtypes
+from ..arguments import checked
 from ..errors import LayoutError, MissingTensorError
 from ..graph.rewrite import cast
 from ..mesh.tensors import LazyDTensor
@@ -47,6 +48,7 @@ class LazyStorageReader(StorageReader):
         ReadError, SourceChangedError: the source is not what was opened.
     """
 
+    @checked
     def __init__(self, checkpoint: Mapping[str, Any]):
         self.checkpoint = checkpoint
         self._nodes: dict[str, LazyTensor] = {}

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch.distributed as dist
 
+from ..arguments import checked
 from ..errors import WriteError
 from ..move import workers
 from ..save.plan import Plan
@@ -40,6 +41,7 @@ def world() -> Share:
     return Share(int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1")))
 
 
+@checked
 def save(
     checkpoint: Checkpoint,
     dst: str | os.PathLike[str],
@@ -48,7 +50,7 @@ def save(
     workers_per_rank: int | None = None,
     overwrite: bool = False,
     resume: bool = True,
-    progress: Any = None,
+    progress: bool | Callable[[int, int], None] | None = None,
     format: str = "safetensors",
 ) -> Plan:
     """Write the checkpoint to folder `dst` with all ranks of the default process group.

@@ -14,8 +14,7 @@ if TYPE_CHECKING:
     from .detect import Found, find
     from .explaining import explain
     from .family import Dialect, Experts, Family, Speech
-    from .keys import parse_key
-    from .pattern import parse_axes
+    from .parsing import parse_axes, parse_key
     from .registry import (
         all_layouts,
         dialects,
@@ -54,8 +53,8 @@ __getattr__ = attributes(
         "get": ".registry",
         "load": ".tables",
         "names": ".registry",
-        "parse_axes": ".pattern",
-        "parse_key": ".keys",
+        "parse_axes": ".parsing",
+        "parse_key": ".parsing",
         "register": ".registry",
         "register_dialect": ".registry",
         "register_family": ".registry",

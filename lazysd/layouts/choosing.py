@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from ..arguments import checked
 from ..errors import LayoutError
 from ..tensor.lazy import LazyTensor
 from . import registry
@@ -26,6 +28,7 @@ class Choice:
     firsts: Mapping[str, int] = field(default_factory=dict)
 
 
+@checked
 def choose(
     tensors: Mapping[str, LazyTensor],
     to: str,
@@ -35,7 +38,7 @@ def choose(
     config: Mapping[str, Any] | None = None,
     stated: Mapping[str, Any] | None = None,
     decide: Any = None,
-    where: object = None,
+    where: str | os.PathLike[str] | None = None,
     trusted: bool = False,
 ) -> Choice:
     """Origin, target and sizes of a conversion.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from ..arguments import checked
 from ..errors import LayoutError
 from ..graph.building import many_nodes
 from ..tensor.lazy import LazyTensor
@@ -12,6 +13,7 @@ from .rewriting import apply, apply_composed, check_passing
 from .rule import Layout
 
 
+@checked
 @many_nodes()
 def convert(
     tensors: Mapping[str, LazyTensor],

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from ..arguments import checked
 from ..errors import LayoutError
 from . import registry
 from .evidence import Evidence
@@ -36,6 +37,7 @@ class Found:
         return next((found for found in self.layouts if found.family == registry.FIRST), next(iter(self.layouts), None))
 
 
+@checked
 def find(
     tensors: Iterable[str],
     config: Mapping[str, Any] | None = None,

@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from ..arguments import checked
 from ..errors import LayoutError
 from .detect import find
 
 MAX_FAMILIES = 6  # named; more are counted
 
 
+@checked
 def explain(
     tensors: Mapping[str, Any],
     config: Mapping[str, Any] | None = None,

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
+from ..arguments import checked
 from .rule import Layout, Rule
 from .sizes import NUM_EXPERTS
 
@@ -39,6 +40,7 @@ INTERLEAVED: Form = {
 Rename = tuple[str, str] | tuple[str, str, str] | Rule
 
 
+@checked
 @dataclass(frozen=True)
 class Experts:
     """One stack of experts in a family's layers, as it lies on disk."""
@@ -62,6 +64,7 @@ class Experts:
         return ("gate_up", "down", *(("gate_up_bias", "down_bias") if self.bias else ()))
 
 
+@checked
 @dataclass(frozen=True)
 class Speech:
     """What a dialect makes of a family, where it differs from the dialect's own table."""
@@ -75,6 +78,7 @@ class Speech:
     source: str = ""
 
 
+@checked
 @dataclass(frozen=True)
 class Family:
     """A model family: how its experts lie on disk, and what each program calls its tensors.
@@ -104,6 +108,7 @@ class Family:
         return self.experts if isinstance(self.experts, tuple) else (self.experts,)
 
 
+@checked
 @dataclass(frozen=True)
 class Dialect:
     """A target program: where it wants each expert's gate, up and down. One file in lazysd/dialects/, as DIALECT."""

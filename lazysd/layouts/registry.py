@@ -10,6 +10,7 @@ import pkgutil
 from collections.abc import Mapping
 from typing import Any
 
+from ..arguments import checked
 from ..errors import LayoutError
 from .derive import derive
 from .family import Dialect, Family, Speech
@@ -81,6 +82,7 @@ def dialects() -> Mapping[str, Dialect]:
     return _ordered
 
 
+@checked
 def register_family(family: Family, overwrite: bool = False) -> Family:
     """Add a family, so that its checkpoints convert to every dialect it speaks; returns it."""
     _scan()
@@ -88,6 +90,7 @@ def register_family(family: Family, overwrite: bool = False) -> Family:
     return family
 
 
+@checked
 def register_dialect(dialect: Dialect, overwrite: bool = False) -> Dialect:
     """Add a dialect, so that every family that speaks it converts to it; returns it."""
     _scan()
@@ -111,6 +114,7 @@ def derived(family: Family, name: str) -> Layout:
     return derive(family, dialects().get(name), name)
 
 
+@checked
 def register(layout: Layout, overwrite: bool = False) -> Layout:
     """Add a layout, so that convert(), detection and the command line know it; returns it."""
     ident = (layout.family, layout.name)
@@ -172,6 +176,7 @@ def layouts_of(family: str) -> list[Layout]:
     return [layout for layout in found if isinstance(layout, Layout)]
 
 
+@checked
 def names(family: str | None = None) -> list[str]:
     """Names of the known layouts, of one family or of all; aliases come last."""
     if family is not None:
@@ -181,11 +186,13 @@ def names(family: str | None = None) -> list[str]:
     return found + [alias for alias, name in _aliases().items() if name in found]
 
 
+@checked
 def all_layouts(family: str | None = None) -> list[Layout]:
     """The known layouts, of one family or of all."""
     return [layout for owner in (family_names() if family is None else [family]) for layout in layouts_of(owner)]
 
 
+@checked
 def resolve(name: str) -> str:
     """The name behind an alias; other names as they are."""
     return _aliases().get(name, name)
@@ -196,6 +203,7 @@ def _aliases() -> dict[str, str]:
     return {alias: dialect.name for dialect in dialects().values() for alias in dialect.aliases}
 
 
+@checked
 def get(name: str, family: str | None = None) -> Layout:
     """The layout of that name; where no family is named, Qwen3-MoE's, or that of the one family that has it.
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
 
+from ..arguments import checked
 from ..errors import LayoutError
 from ..graph.compute import Agree
 from ..graph.leaves import Full
@@ -39,6 +40,7 @@ def table_of(
     return Table(layout.name, ends, layout.refuses, layout.beside, firsts or {})
 
 
+@checked
 def apply(
     tensors: Mapping[str, LazyTensor],
     layout: Layout,

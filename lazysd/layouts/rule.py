@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from functools import cache, cached_property
 from typing import Any, NamedTuple
 
+from ..arguments import checked
 from ..display.text import printable
 from ..errors import LayoutError
 from . import sizes as stated_sizes
@@ -16,6 +17,7 @@ from .pattern import Side, parse_axes
 MAX_SHOWN = 4  # rules of a repr
 
 
+@checked
 @dataclass(frozen=True)
 class Rule:
     """One line of a layout: keys of the hub on the left, keys of the layout on the right, axes in between.
@@ -113,6 +115,7 @@ class End(NamedTuple):
     rule: Rule
 
 
+@checked
 @dataclass(frozen=True, repr=False)
 class Layout:
     """A named way to write a family's tensors: rules to and from the hub; keys no rule speaks of pass through."""

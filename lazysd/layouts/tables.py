@@ -9,7 +9,8 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from ..errors import LayoutError
+from ..arguments import checked
+from ..errors import LayoutError, MissingShardError, ReadError
 from . import registry
 from .family import FUSED, INTERLEAVED, PER_EXPERT, TRANSPOSED, Dialect, Experts, Family, Speech
 from .rule import Layout, Rule
@@ -19,6 +20,7 @@ Made = Family | Dialect | Layout
 Place = tuple[str | int, ...]  # path in the file: ("layout", 0, "rule", 2, "axes")
 
 
+@checked
 def load(file: str | os.PathLike[str], overwrite: bool = False) -> list[Made]:
     """Register the families, dialects and layouts that a file describes; nothing is registered if one is wrong.
 
@@ -33,10 +35,12 @@ def load(file: str | os.PathLike[str], overwrite: bool = False) -> list[Made]:
         What was registered, in the order of the file.
 
     Raises:
-        LayoutError: naming the file and the line.
-        OSError: the file cannot be read.
+        LayoutError: naming the file and the line. MissingShardError: there is no such file.
+        ReadError: it cannot be read.
     """
     path = Path(file)
+    if not os.path.isfile(path):
+        raise MissingShardError(f"cannot load {path}: no such file; check the path")
     made = _from_python(path) if path.suffix == ".py" else _from_toml(path)
     for one in made:
         add(one, overwrite)
@@ -67,6 +71,8 @@ def _from_toml(path: Path) -> list[Made]:
     try:
         text = path.read_text(encoding="utf-8")
         table = tomllib.loads(text)
+    except OSError as error:
+        raise ReadError(f"cannot read {path}: {error.strerror}") from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as error:
         raise LayoutError(f"{path}: no TOML: {error}") from error
     lines = line_numbers(text)

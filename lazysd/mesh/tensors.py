@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from ..arguments import checked
 from ..errors import LayoutError
 from ..graph.boxes import Dims, row_major
 from ..graph.sharded import Sharded
@@ -40,6 +41,7 @@ class LazyDTensor(LazyTensor):
 
     __slots__ = ()
 
+    @checked
     def __init__(self, local: LazyTensor, device_mesh: DeviceMesh, placements: tuple[Any, ...], dims: Dims):
         super().__init__(Sharded(device_mesh, tuple(placements)), (local,), dims, local.code)  # type: ignore[arg-type]
 
@@ -111,6 +113,7 @@ def split_experts(num_experts: int, num_ranks: int, rank: int) -> range:
     return range(start, start + share + (rank < more))
 
 
+@checked
 def experts_of(mesh: DeviceMesh | None, num_experts: int) -> range:
     """The experts that this rank holds; all of them without an `ep` dimension."""
     if mesh is None or "ep" not in (mesh.mesh_dim_names or ()):

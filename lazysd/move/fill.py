@@ -11,6 +11,7 @@ from collections.abc import Iterable
 from math import prod
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from ..errors import ReadError
 from ..graph.base import Piece
 from ..graph.boxes import Box, box_dims, full_box, is_dense, row_major
 from ..graph.compute import Computed
@@ -80,6 +81,8 @@ def _fill_piece(memory: Any, wanted: Piece, lane: Lane, exact: bool) -> None:
         if isinstance(op, FileRange):
             _from_file(into, piece, op, lane, exact)
         elif isinstance(op, InMemory):
+            if op.tensor.is_meta:
+                raise ReadError(f"a tensor of shape {list(op.tensor.shape)} is on meta: it has no values to read")
             values = op.values()[tuple(slice(axis.start, axis.stop, axis.step) for axis in piece.box)]
             lane.copy(into, _region(piece), values)
             op.values()  # not edited meanwhile

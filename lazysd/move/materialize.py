@@ -7,6 +7,7 @@ from math import prod
 from typing import TYPE_CHECKING, Any
 
 from .. import dtypes
+from ..arguments import kind_of
 from ..graph.base import Piece
 from ..graph.boxes import Box, box_dims, full_box, row_major, tiles
 from ..graph.leaves import FileRange
@@ -18,6 +19,7 @@ from . import workers
 from .blocks import HOST_BLOCK_NBYTES, byte_ranges
 from .lanes import is_filled
 from .pages import empty
+from .places import device_of
 from .tiling import compute_tiles, tile_limit
 
 if TYPE_CHECKING:
@@ -71,8 +73,10 @@ def materialize(node: Node, device: Any, dtype: Any, out: Any) -> torch.Tensor:
 
         fill_target(out, node)
         return out  # type: ignore[no-any-return]
+    if not isinstance(dtype, (torch.dtype, type(None))):
+        raise TypeError(f"dtype has to be a torch.dtype, not {kind_of(dtype)}")
     wanted = node if dtype is None else cast(node, dtypes.from_torch(dtype))
-    place = torch.device(device)
+    place = device_of(device)
     if not is_filled(place.type):
         return materialize(wanted, "cpu", None, None).to(place)
     if place.type == "cpu" and (view := mapped(wanted)) is not None:

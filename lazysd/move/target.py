@@ -7,6 +7,7 @@ from typing import Any
 import torch
 
 from .. import dtypes
+from ..arguments import kind_of
 from ..graph.leaves import InMemory
 from ..graph.node import Node
 from ..graph.rewrite import cast, slice_
@@ -22,12 +23,15 @@ def fill_target(out: Any, node: Node) -> None:
     A graph that had saved the old values notices: backward() through them raises, as after any in-place edit.
     Of a DTensor only this rank's part is read. ValueError: another shape, or elements of `out` that share a place.
     """
+    if not isinstance(out, torch.Tensor):
+        raise TypeError(f"out has to be a torch.Tensor, not {kind_of(out)}")
     if tuple(out.shape) != node.dims:
         raise ValueError(f"out has shape {list(out.shape)}, the lazy tensor {list(node.dims)}")
     if is_dtensor(out):
+        part: Any = out
         local_shape, start = _local_part(out)
         box = tuple(range(at, at + size) for at, size in zip(start, local_shape, strict=True))
-        fill_target(out._local_tensor, slice_(node, box))
+        fill_target(part._local_tensor, slice_(node, box))
         return
     target = out.detach()
     if target.layout == torch.strided and overlaps_itself(target):

@@ -10,6 +10,8 @@ from concurrent.futures import ThreadPoolExecutor, wait
 from functools import cache
 from typing import Any, TypeVar
 
+from ..arguments import shown
+
 T = TypeVar("T")
 MAX_HELPERS = 64  # of the whole process; a caller that gets none does its jobs alone
 
@@ -17,6 +19,15 @@ MAX_HELPERS = 64  # of the whole process; a caller that gets none does its jobs 
 def default_workers() -> int:
     """Threads used when nobody says: the CPUs this process may run on, at most 8."""
     return max(1, min(8, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1))
+
+
+def asked(num_workers: int | None) -> int:
+    """Threads that somebody asks for, None for `default_workers()`; no more than there will be. ValueError: none."""
+    if num_workers is None:
+        return default_workers()
+    if num_workers < 1:
+        raise ValueError(f"workers must be at least 1, got {shown(num_workers)}")
+    return min(num_workers, MAX_HELPERS)
 
 
 def run(jobs: Iterable[T], work: Callable[[T], Any], num_workers: int) -> None:

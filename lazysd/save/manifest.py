@@ -7,6 +7,7 @@ pieces too, and says by itself when it is damaged.
 from __future__ import annotations
 
 import json
+import os
 import zlib
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
@@ -103,7 +104,7 @@ def read_manifest(folder: Path) -> Manifest:
         FormatError: it is damaged.
     """
     path = folder / MANIFEST
-    if not path.is_file():
+    if not os.path.isfile(path):
         raise MissingShardError(f"{folder} has no {MANIFEST}: lazysd did not write it, or the file is gone")
     if not _is_whole(path):
         return _before_checksums(path)

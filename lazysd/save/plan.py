@@ -112,12 +112,6 @@ class Plan:
         return "nothing: every bit can be converted back"
 
 
-def _checked_workers(workers: int | None) -> int | None:
-    if workers is not None and workers < 1:
-        raise ValueError(f"workers must be at least 1, got {workers}")
-    return workers and min(workers, crew.MAX_HELPERS)
-
-
 def _needs(tensors: Mapping[str, Node], sink: Sink) -> Needs:
     """What a save of the tensors takes of memory."""
     num_nodes, computes = 0, False
@@ -154,7 +148,7 @@ def make_plan(
         ValueError: a size that cannot be read.
     """
     shard_nbytes, budget = parse_size(max_shard_size), parse_size(max_memory)
-    workers = _checked_workers(workers)
+    workers = workers if workers is None else crew.asked(workers)
     sink, proof = sink or sinks.get("safetensors"), _Proof()
     needs = _needs(tensors, sink)
     needs.check(budget, len(tensors))  # before anything more is held

@@ -29,8 +29,8 @@ class Place:
 
     def __init__(self, dst: str | os.PathLike[str]):
         text = os.fsdecode(dst)
-        if not text or "\0" in text:
-            raise WriteError(f"cannot write {text!r}: a destination needs a name, without null characters")
+        if not text or "\0" in text or not _is_name(text):
+            raise WriteError(f"cannot write {text!r}: a destination needs a name that files can have")
         self.dst = Path(os.path.abspath(text))
         if not self.dst.name:
             raise OutputExistsError(f"{self.dst} is the root of the file system; name a folder in it")
@@ -124,6 +124,14 @@ class Place:
         except OSError as error:
             left = self.trash if os.path.lexists(self.trash) else self.old
             logger.warning("%s is complete; what it replaced could not be deleted: %s: %s", self.dst, left, error)
+
+
+def _is_name(text: str) -> bool:
+    """Whether the system has bytes for a name; it has none for most halves of surrogate pairs."""
+    try:
+        return bool(os.fsencode(text))
+    except UnicodeEncodeError:
+        return False
 
 
 def link_or_rename(source: Path, target: Path) -> None:

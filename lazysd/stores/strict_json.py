@@ -38,6 +38,10 @@ def show(value: object) -> str:
         return f"[{inner}, …] ({len(value)} items)" if len(value) > 8 else f"[{inner}]"
     if isinstance(value, (dict, tuple)):
         return f"an object with {len(value)} fields"
+    if not isinstance(value, (str, int, float, bytes, type(None))):  # from no file
+        return f"a {type(value).__name__}"
+    if isinstance(value, int) and not -(10**100) < value < 10**100:  # Python writes no more than 4,300 digits
+        return f"a number of {value.bit_length()} bits"
     text = repr(value[:100]) if isinstance(value, str) else repr(value)
     return text[:100] + "…" if len(text) > 100 or (isinstance(value, str) and len(value) > 100) else text
 

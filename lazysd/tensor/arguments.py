@@ -2,21 +2,9 @@
 
 from __future__ import annotations
 
-import operator
 from typing import Any
 
-
-def as_int(name: str, value: Any) -> int:
-    """An integer, or an integer scalar of any library. TypeError for everything else, True and False included."""
-    try:
-        if isinstance(value, bool) or str(getattr(value, "dtype", "")).endswith("bool"):
-            raise TypeError
-        number = operator.index(value)
-    except (TypeError, ValueError, RuntimeError):
-        raise TypeError(f"{name} has to be an int, got {type(value).__name__} {shown(value)}") from None
-    if not -(1 << 63) <= number < 1 << 63:
-        raise ValueError(f"{name} has to fit 64 bits, got a number {shown(number)}")
-    return number
+from ..arguments import as_int, shown
 
 
 def as_ints(name: str, values: tuple[Any, ...], named: dict[str, Any]) -> tuple[int, ...]:
@@ -51,13 +39,3 @@ def as_axes(dims: Any, ndim: int) -> list[int]:
     if len(set(axes)) != len(axes):
         raise RuntimeError(f"an axis is named twice in {shown(dims)}")
     return axes
-
-
-def shown(value: Any) -> str:
-    """A value in an error: short, whatever it is."""
-    if isinstance(value, int) and not -(10**18) < value < 10**18:
-        return f"of {value.bit_length()} bits"
-    if isinstance(value, (list, tuple)):
-        return f"({', '.join(map(shown, value[:4]))}{', …' if len(value) > 4 else ''})"
-    text = repr(value) if isinstance(value, (int, float, str, bytes, type(None))) else ""
-    return text if len(text) <= 40 else text[:37] + "…"

@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 from itertools import product
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from ..arguments import checked
 from ..graph.base import Inputs
 from ..graph.boxes import Box, Dims, box_dims, full_box
 from ..graph.compute import Computed
@@ -34,6 +35,7 @@ BLOCK_OVERHEAD_NBYTES = 1 << 10  # the Python and torch objects of a kept block,
 MAX_BLOCKS_A_CELL = 16  # scattered parts of one cell; more would make looking them up slow
 
 
+@checked
 def cached(node: LazyTensor, max_nbytes: int | str = "256MB") -> LazyTensor:
     """Keep what is read of a tensor in host memory, the least recently used blocks going first.
 

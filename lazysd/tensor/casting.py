@@ -5,8 +5,10 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, ClassVar, Self, overload
 
 from .. import dtypes
+from ..arguments import kind_of, shown
 from ..graph.rewrite import cast
-from .arguments import as_axis, shown
+from ..move.places import device_of
+from .arguments import as_axis
 from .reading import Reading
 
 if TYPE_CHECKING:
@@ -171,6 +173,8 @@ class Casting(Reading):
         """Whether it will be contiguous, row-major or in `memory_format`, once materialised."""
         import torch
 
+        if not isinstance(memory_format, (torch.memory_format, type(None))):
+            raise TypeError(f"memory_format has to be a torch.memory_format, not {kind_of(memory_format)}")
         if memory_format in (None, torch.contiguous_format, torch.preserve_format):
             return True
         return torch.empty(self.dims, device="meta").is_contiguous(memory_format=memory_format)
@@ -208,11 +212,4 @@ def _place(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[torch.device 
     device, dtype = given.get("device"), given.get("dtype")
     if dtype is not None and not isinstance(dtype, torch.dtype):
         raise TypeError(f"to(): dtype has to be a torch.dtype, got {type(dtype).__name__} {shown(dtype)}")
-    if isinstance(device, bool) or not isinstance(device, (str, int, torch.device, type(None))):
-        raise TypeError(
-            f"to(): device has to be a str, int or torch.device, got {type(device).__name__} {shown(device)}"
-        )
-    try:
-        return None if device is None else torch.device(device), dtype
-    except OverflowError:
-        raise RuntimeError(f"to(): no device has a number {shown(device)}") from None
+    return None if device is None else device_of(device), dtype

@@ -5,6 +5,7 @@ from __future__ import annotations
 import operator
 from typing import Any
 
+from ..arguments import kind_of
 from ..graph.boxes import full_box
 from ..graph.ops import Reshape, Take
 from ..graph.rewrite import build, slice_
@@ -75,7 +76,7 @@ def _as_int(item: Any) -> int | None:
     try:
         return operator.index(item)
     except TypeError:
-        raise IndexError(f"cannot index a tensor with {type(item).__name__} {item!r}") from None
+        raise IndexError(f"cannot index a tensor with {kind_of(item)}") from None
 
 
 def _as_indices(item: Any, size: int, axis: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
@@ -86,7 +87,10 @@ def _as_indices(item: Any, size: int, axis: int) -> tuple[tuple[int, ...], tuple
         item = item.materialize()
     if getattr(item, "ndim", 0) and str(getattr(item, "dtype", "")) in ("torch.uint8", "uint8"):
         raise IndexError("torch takes a uint8 index for a mask; say which is meant: index.bool() or index.long()")
-    array = np.asarray(item.tolist() if hasattr(item, "tolist") else list(item))
+    try:
+        array = np.asarray(item.tolist() if hasattr(item, "tolist") else list(item))
+    except (ValueError, TypeError, RuntimeError) as error:  # ragged lists, tensors that are sparse or on meta
+        raise IndexError(f"cannot index with {kind_of(item)}: {str(error).splitlines()[0]}") from error
     if array.size == 0 and array.dtype != bool:
         array = array.astype(np.int64)
     if array.dtype == bool:

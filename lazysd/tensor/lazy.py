@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
+from ..arguments import checked
 from .casting import Casting
 from .operators import Operators
 from .parting import Parting
@@ -33,6 +34,7 @@ class LazyTensor(Operators, Shaping, Parting, Casting):
 
         return index(self, key)
 
+    @checked
     def stats(self, max_memory: int | str = "128MB", workers: int | None = None) -> Stats:
         """What its values are like: min, max, mean, std, zeros, NaN, quantiles, a histogram.
 

@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, Self
 
+from ..arguments import as_int, shown
 from ..graph.boxes import full_box
 from ..graph.node import Node
 from ..graph.rewrite import slice_
-from .arguments import as_axis, as_int, as_ints, shown
+from .arguments import as_axis, as_ints
 
 
 class Parting(Node):

@@ -6,9 +6,10 @@ from collections.abc import Sequence
 from math import prod
 from typing import Any, Self
 
+from ..arguments import shown
 from ..graph.ops import Permute
 from ..graph.rewrite import build, reshape
-from .arguments import as_axes, as_axis, as_ints, shown
+from .arguments import as_axes, as_axis, as_ints
 from .reading import Reading
 
 

@@ -13,11 +13,11 @@ from typing import Any
 import torch
 
 from .. import dtypes
+from ..arguments import as_int
 from ..errors import UnsupportedCheckpointError
 from ..graph.leaves import FileRange, InMemory
 from ..graph.rewrite import cast, concat, stack
 from ..move.target import is_dtensor, is_fillable, overlaps_itself
-from .arguments import as_int
 from .lazy import LazyTensor
 from .writing import refuse, refuse_writes
 

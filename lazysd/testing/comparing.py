@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
@@ -9,6 +10,7 @@ from typing import Any
 
 import torch
 
+from ..arguments import checked, shown
 from ..tensor.lazy import LazyTensor
 
 MAX_LISTED = 5
@@ -23,6 +25,11 @@ class Terms:
     atol: float = 0.0
     zero_signs: bool = True  # whether -0.0 differs from 0.0
     rename: Mapping[str, str] | None = None  # key of the one side -> key of the other
+
+    def __post_init__(self) -> None:
+        for name, bound in (("rtol", self.rtol), ("atol", self.atol)):
+            if not 0 <= bound < math.inf:
+                raise ValueError(f"{name} has to be a number from 0 on, not {shown(bound)}")
 
     def counts(self, key: str) -> bool:
         """Whether a key is compared."""
@@ -100,8 +107,11 @@ def _kind(value: Any) -> str:
 
 
 def _short(value: Any) -> str:
-    shown = repr(value)
-    return shown if len(shown) <= 80 else shown[:77] + "..."
+    try:
+        text = repr(value)
+    except (ValueError, RecursionError):  # thousands of digits, or of levels
+        return f"a {type(value).__name__}"
+    return text if len(text) <= 80 else text[:77] + "..."
 
 
 def _tensors(found: Any, expected: Any, terms: Terms) -> str | None:
@@ -146,6 +156,7 @@ def _first(unequal: torch.Tensor, here: torch.Tensor, a: torch.Tensor, b: torch.
     return f"{count}, the first at {at}: found bits {left:#x}, expected {right:#x}"
 
 
+@checked
 def assert_same_bytes(
     found: Any,
     expected: Any,

@@ -8,12 +8,15 @@ from typing import Any
 
 import torch
 
+from ..arguments import checked
+from ..stores.strict_json import show
 from ..tensor.lazy import LazyTensor
 from .comparing import Terms, problems_of, raise_listed, tensor_of
 
 Convert = Callable[[dict[str, Any]], Mapping[str, Any]]
 
 
+@checked
 def assert_round_trip(
     forward: Convert,
     backward: Convert,
@@ -72,6 +75,7 @@ def assert_round_trip(
     raise_listed(problems_of(back, before, terms), "there and back is not the same:")
 
 
+@checked
 def assert_same_conversion(
     ours: Convert,
     reference: Convert,
@@ -105,6 +109,7 @@ def assert_same_conversion(
     raise_listed(problems_of(made, wanted, terms), "the two conversions differ:")
 
 
+@checked
 def assert_refuses(
     convert: Convert,
     state_dict: Mapping[str, Any],
@@ -147,6 +152,8 @@ def assert_refuses(
     except errors as error:
         raise AssertionError(f"the state dict is refused as it is, so this shows nothing: {error}") from error
     wrong = dict(state_dict)
+    if key not in wrong:
+        raise ValueError(f"assert_refuses(): key {show(key)} is not in the state dict")
     if add is not None:
         wrong |= add
         what = f"{', '.join(add)} added"

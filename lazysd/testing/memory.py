@@ -8,6 +8,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TypeVar
 
+from ..arguments import checked
+
 T = TypeVar("T")
 _STATUS, _CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 SAMPLE_SECONDS = 0.002  # where the kernel's own peak cannot be reset
@@ -19,6 +21,7 @@ def _status(name: str) -> int:
     return int(line.split()[1]) * 1024
 
 
+@checked
 def assert_peak_memory(action: Callable[[], T], max_nbytes: int) -> T:
     """Run `action` and assert that the process's resident memory never grew by more than `max_nbytes` meanwhile.
 

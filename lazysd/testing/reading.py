@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from typing import TypeVar
 from unittest.mock import patch
 
+from ..arguments import checked
 from ..stores.base import File, Parts
 from ..tensor.lazy import LazyTensor
 from .comparing import MAX_LISTED
@@ -50,6 +51,7 @@ def merged(reads: Iterable[tuple[str, int, int]]) -> Reads:
     return joined
 
 
+@checked
 def assert_reads_only(action: Callable[[], T], allowed: Iterable[LazyTensor] = (), exactly: bool = False) -> T:
     """Run `action` and assert that it reads no tensor data but that of `allowed`. Returns what it returns.
 

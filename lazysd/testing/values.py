@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from .. import dtypes
+from ..arguments import as_int, checked
 
 
 class StateDict(dict[str, torch.Tensor]):
@@ -19,6 +20,7 @@ class StateDict(dict[str, torch.Tensor]):
         config: what the config.json of such a model says.
     """
 
+    @checked
     def __init__(self, tensors: Mapping[str, torch.Tensor], seed: int = 0, **facts: Any) -> None:
         super().__init__(tensors)
         self.seed = seed
@@ -30,6 +32,7 @@ class StateDict(dict[str, torch.Tensor]):
         return "lazysd.testing.state_dict({\n" + "\n".join(rows) + f"\n}}, seed={self.seed})"
 
 
+@checked
 def state_dict(entries: Mapping[str, tuple[str, tuple[int, ...]]], seed: int = 0, **facts: Any) -> StateDict:
     """Tensors of these dtypes and shapes.
 
@@ -47,7 +50,7 @@ def state_dict(entries: Mapping[str, tuple[str, tuple[int, ...]]], seed: int = 0
         A StateDict.
     """
     made: dict[str, torch.Tensor] = {}
-    at = 0
+    seed, at = as_int("seed", seed), 0
     for number, (key, (code, dims)) in enumerate(entries.items()):
         made[key] = random_tensor(code, dims, seed + number) if seed else counted(code, dims, at)
         at += prod(dims)
