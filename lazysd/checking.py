@@ -65,21 +65,26 @@ class FolderCheck:
         found = {**vars(self), "sound": self.sound}
         return found | {"faults": [fault._asdict() for fault in self.faults]}
 
-    def __str__(self) -> str:
+    def _head(self) -> str:
         where = printable(self.path)
-        if self.sound:
-            lines = [
-                f"verified: {where} is as it was written: {self.num_tensors} tensors in {self.num_files} files, "
-                f"{format_nbytes(self.nbytes)}, by the checksums of {MANIFEST}"
-            ]
-        else:
-            lines = [f"DAMAGED: {where} is not as it was written: {len(self.faults)} faults"]
+        if not self.sound:
+            return f"DAMAGED: {where} is not as it was written: {len(self.faults)} faults"
+        return (
+            f"verified: {where} is as it was written: {self.num_tensors} tensors in {self.num_files} files, "
+            f"{format_nbytes(self.nbytes)}, by the checksums of {MANIFEST}"
+        )
+
+    def _aside(self, name: str) -> str:
+        return f"not checked, for no save wrote it: {printable(name)}"
+
+    def __str__(self) -> str:
+        lines = [self._head()]
         for fault in self.faults[:MAX_SHOWN]:
             place = f"{fault.file}: {fault.what}" if fault.what else fault.file
             lines.append(f"  {printable(place)}: {printable(fault.detail)}")
         if len(self.faults) > MAX_SHOWN:
             lines.append(f"  … and {len(self.faults) - MAX_SHOWN} more (all with --json)")
-        return "\n".join(lines + [f"  not checked, for no save wrote it: {printable(name)}" for name in self.strangers])
+        return "\n".join(lines + [f"  {self._aside(name)}" for name in self.strangers])
 
 
 @checked

@@ -39,7 +39,7 @@ FLOORS = [
     {"measuring", "showing"},
     {"checkpoint"},
     {"casting", "conversion", "opening", "overview", "quantization", "checking", "renaming"},
-    {"comparing", "merging"},
+    {"comparing", "etags", "merging"},
     {"nemo", "distributed"},
     {"adapters"},
     {"cli", "testing"},

@@ -1,10 +1,12 @@
 """Check a checkpoint against its own checksums, or prove that it holds another one, bit for bit, in any layout.
 
 Where DST has other floating-point types than SRC, it is compared with SRC cast to them, and the result says so.
-Without --against, every file beside DST's manifest is read, and each damaged tensor, header and file is named.
+Without --against, every file beside DST's manifest is read, and each damaged tensor, header and file is named; of a
+model in the hub cache, every file is compared with its etag, which is a checksum.
 
 Examples:
   lazysd verify Qwen3-30B-A3B-nemo
+  lazysd verify Qwen/Qwen3-30B-A3B
   lazysd verify Qwen3-30B-A3B-nemo --against Qwen3-30B-A3B
 """
 
@@ -79,14 +81,18 @@ def run(args: argparse.Namespace) -> int:
 
 
 def alone(args: argparse.Namespace) -> int:
-    """DST against its own manifest."""
+    """DST against its own manifest; a snapshot of the hub cache against the etags of its files."""
     from ..checking import check_folder
+    from ..etags import check_snapshot, snapshot_of
     from ..save.progress import reporter
 
     if args.include or args.exclude or args.source or args.to or args.merge_rank:
         raise LayoutError("--include, --exclude, --from, --to and --merge-rank need --against SRC to compare with")
     with reporter(wants_progress(args), "verify") as report:
-        found = check_folder(args.dst, args.workers, report, args.max_memory)
+        if snapshot_of(args.dst) is None:
+            found = check_folder(args.dst, args.workers, report, args.max_memory)
+        else:
+            found = check_snapshot(args.dst, args.workers, report)
     emit(args, str(found), found.as_dict())
     return 0 if found.sound else CHECK_FAILED
 
