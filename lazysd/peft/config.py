@@ -107,7 +107,7 @@ def _from_pattern(pattern: Mapping[str, Any] | None, name: str, default: Any) ->
 
 def generation_of(version: str) -> str | None:
     """The layout a PEFT version writes; None for what cannot be told (development builds around the change)."""
-    found = re.match(r"(\d+)\.(\d+)(?:\.(\d+))?(.*)", version)
+    found = re.match(r"(\d{1,9})\.(\d{1,9})(?:\.(\d{1,9}))?(.*)", version)
     if not found:
         return None
     number = (int(found[1]), int(found[2]), int(found[3] or 0))

@@ -11,6 +11,7 @@ from typing import Any
 
 from ..errors import LayoutError
 from ..graph.node import Node
+from ..stores.strict_json import show
 from .base import CODES, Form, Scheme, Settings, Weight, method_of
 
 Claim = tuple[Scheme, Form]
@@ -39,8 +40,12 @@ def settings_of(config: Any) -> Mapping[str, Any]:
     for place in (table, *(part for part in table.values() if isinstance(part, Mapping))):
         for name in ("quantization_config", "compression_config"):
             said = place.get(name)
+            if isinstance(said, Mapping):
+                return said
+            if hasattr(said, "__dict__"):
+                return vars(said)
             if said is not None:
-                return said if isinstance(said, Mapping) else vars(said)
+                raise LayoutError(f"config.json says {name}: {show(said)}, which is no table of settings; correct it")
     return {}
 
 
