@@ -135,7 +135,9 @@ class Header(Kind):
             return "refused"
         try:
             expected = load(file)
-        except (SafetensorError, KeyError, ValueError, RuntimeError, AttributeError, TypeError) as error:
+        except KeyError:  # a dtype that the package knows and its half for torch does not: F4
+            return "accepted"
+        except (SafetensorError, ValueError, RuntimeError, AttributeError, TypeError) as error:
             raise AssertionError(f"safetensors refuses what lazysd accepts: {error!r}: {file!r}") from error
         assert found.keys() == expected.keys(), file
         for key, tensor in expected.items():

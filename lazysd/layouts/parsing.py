@@ -1,4 +1,4 @@
-"""Patterns of axes and keys as users parse them, arguments looked at. The room's own calls are many, and go past this."""
+"""Patterns of axes and keys as users parse them, arguments looked at; the room's own calls go past this."""
 
 from __future__ import annotations
 
