@@ -160,7 +160,7 @@ def _is_text(value: Any) -> bool:
 def _is_mapping(value: Any, keys: Check, values: Check | None) -> bool:
     if not isinstance(value, Mapping):
         return False
-    if _is_a("Checkpoint", value):  # looked at when it was made
+    if _is_a("Checkpoint", value) or _is_a("LazyTensors", value):  # of our own making, and made when asked for
         return True
     if values is not None:
         return _all(keys, value) and _all(values, value.values())
@@ -205,7 +205,7 @@ _PLAIN: dict[str, Check] = {
     "Any": lambda value: True,
     "None": lambda value: value is None,
     "bool": _is_bool,
-    "bytes": lambda value: isinstance(value, bytes),
+    "bytes": lambda value: isinstance(value, (bytes, bytearray, memoryview)),  # as everywhere in Python
     "float": lambda value: not isinstance(value, bool) and isinstance(value, numbers.Real) and _is_small(value),
     "int": lambda value: isinstance(value, numbers.Integral) and not isinstance(value, bool),
     "os.PathLike": lambda value: isinstance(value, os.PathLike),

@@ -146,7 +146,7 @@ def decode_tensors(tensors: Mapping[str, Any], code: str, settings: Settings) ->
         LayoutError: as dequantize.
     """
     nodes = _Wrapped(tensors)
-    weights = registry.find(nodes, settings)
+    weights = registry.find(nodes, settings, lambda key: _code(tensors[key]))
     at = {weight.parts["codes"]: weight for weight in weights}
     parts = set(registry.parts_of(weights))
     result: dict[str, Any] = {}

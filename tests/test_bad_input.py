@@ -239,6 +239,7 @@ def test_by_the_library(tmp_path: Path, case: str) -> None:
 @pytest.mark.parametrize("case", CASES)
 def test_by_the_command_line(tmp_path: Path, case: str, capsys: pytest.CaptureFixture[str]) -> None:
     make, _, match = CASES[case]
+    match = match.replace("source=, ", "")  # a shell has options alone
     src = make(tmp_path)
     before = sorted(tmp_path.iterdir())
     assert main(["convert", str(src), str(tmp_path / "dst"), "--to", "nemo"]) == 3

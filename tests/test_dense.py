@@ -122,7 +122,7 @@ def test_what_does_not_fit_is_refused(tmp_path: Path) -> None:
     with pytest.raises(LayoutError, match="no layout 'nemo': it groups experts, and this family has none"):
         ckpt.convert("nemo")
     scale = {"model.layers.0.self_attn.q_proj.weight_scale_inv": noise((1, 1))}
-    with pytest.raises(LayoutError, match=r"q_proj\.weight_scale_inv stands among"):
+    with pytest.raises(LayoutError, match=r"q_proj\.weight has scales, but is BF16 and not FP8"):
         (ckpt | scale).convert("vllm")
     with pytest.raises(LayoutError, match=r"the sizes of \['n', 'a', 'b', 'c'\]|are not known"):
         lazysd.convert(dict(ckpt.convert("megatron")), "hf", source="megatron", family="llama")

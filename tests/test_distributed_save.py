@@ -271,7 +271,8 @@ def disks_that_are_not_shared(folder: Path) -> None:
     """A path that is another folder on each node: what the last rank wrote is nowhere that rank 0 could find it."""
     ckpt, last = opened(folder), dist.get_world_size() - 1
     own = folder / "node"
-    real = distributed.save.__globals__["output_folder"]
+    saving = sys.modules[distributed.save.__module__]  # the package has a function of the module's name
+    real = saving.output_folder  # type: ignore[attr-defined]
 
     def elsewhere(*args: Any) -> OutputFolder:
         made: OutputFolder = real(*args)
@@ -283,7 +284,7 @@ def disks_that_are_not_shared(folder: Path) -> None:
         return made
 
     with (
-        patch.dict(distributed.save.__globals__, {"output_folder": elsewhere}),
+        patch.object(saving, "output_folder", elsewhere),
         pytest.raises(WriteError, match="do the processes that save see different disks"),
     ):
         distributed.save(ckpt, folder / "out", **PLAN)

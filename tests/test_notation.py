@@ -232,7 +232,7 @@ def test_unequal_parts_without_sizes_or_a_part() -> None:
 def test_ranges_of_experts_are_counted_per_group() -> None:
     """Text experts 0 to 9, vision experts of another width from 10 on, in one list of keys."""
     rules = [Rule("x.{e}.w", "text", "[e] i h -> e i h"), Rule("x.{v}.w", "vision", "[v] j h -> v j h")]
-    layout = Layout("mine", "f", rules, sizes={"e": ["n"], "v": ["n"]}, firsts={"v": "n"})
+    layout = Layout("mine", "f", rules, sizes={"e": ["n"], "v": ["n"]}, firsts={"v": ("n",)})
     text, vision = [noise((3, 2), seed=n) for n in range(10)], [noise((5, 2), seed=20 + n) for n in range(10)]
     hub = {f"x.{n}.w": lazysd.from_torch(tensor) for n, tensor in enumerate(text + vision)}
     sizes, firsts = layout.config_sizes({"n": 10}), layout.config_firsts({"n": 10})

@@ -188,7 +188,7 @@ def test_ours_refuses_two_lora_a(state_dict: StateDict) -> None:
     assert_round_trip(adapter.from_hf, lambda native: adapter.to_hf(native, v4_compatible=True), state_dict)
 
 
-def fp8_check(kind: Any) -> Callable[[StateDict], None]:
+def fp8_check(kind: Any, rtol: float = 0.0) -> Callable[[StateDict], None]:
     """Codes and a scale each load as what they stand for."""
 
     def check(state_dict: StateDict) -> None:
@@ -198,7 +198,9 @@ def fp8_check(kind: Any) -> Callable[[StateDict], None]:
         def dequantised(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
             return {key: tensors[key].float() * tensors[key + "_scale_inv"] for key in state_dict}
 
-        assert_same_conversion(adapter.from_hf, lambda sd: adapter.from_hf(dequantised(sd)), state_dict | scales)
+        assert_same_conversion(
+            adapter.from_hf, lambda sd: adapter.from_hf(dequantised(sd)), state_dict | scales, rtol=rtol
+        )
 
     return check
 
@@ -217,4 +219,4 @@ def test_adapters_of_nemo_that_drop_fp8_scales(name: str) -> None:
 @given(FP8)
 @settings(max_examples=20)
 def test_ours_keeps_fp8_scales(state_dict: StateDict) -> None:
-    fp8_check(Qwen3MoeStateDictAdapter)(state_dict)
+    fp8_check(Qwen3MoeStateDictAdapter, rtol=1e-30)(state_dict)  # exact, but for how a NaN is spelt

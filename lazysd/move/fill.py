@@ -81,9 +81,10 @@ def _fill_piece(memory: Any, wanted: Piece, lane: Lane, exact: bool) -> None:
         if isinstance(op, FileRange):
             _from_file(into, piece, op, lane, exact)
         elif isinstance(op, InMemory):
-            if op.tensor.is_meta:
-                raise ReadError(f"a tensor of shape {list(op.tensor.shape)} is on meta: it has no values to read")
-            values = op.values()[tuple(slice(axis.start, axis.stop, axis.step) for axis in piece.box)]
+            held = op.values()
+            if held.is_meta:
+                raise ReadError(f"a tensor of shape {list(held.shape)} is on meta: it has no values to read")
+            values = held[tuple(slice(axis.start, axis.stop, axis.step) for axis in piece.box)]
             lane.copy(into, _region(piece), values)
             op.values()  # not edited meanwhile
         elif isinstance(op, Full):

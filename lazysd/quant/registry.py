@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib
 import pkgutil
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -59,8 +59,10 @@ def _anchors() -> dict[str, tuple[Claim, ...]]:
     return {end: tuple(found[end]) for end in sorted(found, key=len, reverse=True)}
 
 
-def find(tensors: Mapping[str, Node], settings: Settings) -> list[Weight]:
+def find(tensors: Mapping[str, Node], settings: Settings, code_of: Callable[[str], str] | None = None) -> list[Weight]:
     """Every quantised weight, in the order of the keys. Reads no tensor data.
+
+    `code_of` says the code of a key whose tensor may be none that a node can be made of.
 
     Raises LayoutError: scales without their weight, codes of another type, two schemes that fit one weight.
     """
@@ -79,11 +81,13 @@ def find(tensors: Mapping[str, Node], settings: Settings) -> list[Weight]:
             raise LayoutError(f"{key} stands for {weight.key}, which is there as well; leave one of them out")
         taken[weight.key] = key
         result.append(weight)
-    _refuse_orphans(tensors, set(parts_of(result)), method_of(settings))
+    _refuse_orphans(tensors, set(parts_of(result)), method_of(settings), code_of or (lambda key: tensors[key].code))
     return result
 
 
-def _refuse_orphans(tensors: Mapping[str, Node], taken: set[str], method: str | None) -> None:
+def _refuse_orphans(
+    tensors: Mapping[str, Node], taken: set[str], method: str | None, code_of: Callable[[str], str]
+) -> None:
     """Raise LayoutError for a tensor of the format that config.json names, where it is part of no weight."""
     ends: dict[str, list[tuple[str, Claim]]] = {}
     for scheme in schemes():
@@ -93,7 +97,7 @@ def _refuse_orphans(tensors: Mapping[str, Node], taken: set[str], method: str | 
                     ends.setdefault(end, []).append((end, (scheme, form)))
     for key in tensors:
         for end in ends if key not in taken and key.endswith(tuple(ends)) else ():
-            if key.endswith(end) and (end != ".weight" or tensors[key].code in CODES):
+            if key.endswith(end) and (end != ".weight" or code_of(key) in CODES):
                 _explain(key, ends[end], tensors)
 
 
