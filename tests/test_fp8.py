@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from math import prod
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -14,7 +15,10 @@ from safetensors.torch import save_file
 import lazysd
 from lazysd.cli.main import main
 from lazysd.errors import LayoutError
+from lazysd.graph.base import Piece
+from lazysd.graph.boxes import box_dims, covers_once, row_major
 from lazysd.graph.rewrite import build
+from lazysd.move.tiling import compute_tiles
 from lazysd.nemo.adapter import Qwen3MoeStateDictAdapter
 from lazysd.quant.fp8_encoding import QuantizeScale, QuantizeWeight
 from lazysd.quant.scaled import Dequantize
@@ -108,6 +112,19 @@ def test_large_weights_are_quantised_tile_by_tile() -> None:
     node = lazysd.from_torch(weight)
     assert torch.equal(bits(build(QuantizeWeight((128, 128), "F32"), (node,)).materialize()), bits(codes))
     assert torch.equal(build(QuantizeScale((128, 128), "F32"), (node,)).materialize(), inverse)
+
+
+@pytest.mark.parametrize("shape", [(1000, 3000), (256, 7168), (3, 300, 18432)])
+def test_no_block_is_looked_at_for_one_row_after_the_other(shape: tuple[int, ...]) -> None:
+    """Tiles that a budget makes small hold whole blocks: all their operands together are the weight, once."""
+    node = build(QuantizeWeight((128, 128), "F32"), (lazysd.from_torch(torch.empty(shape)),))
+    whole = tuple(range(size) for size in shape)
+    parts = compute_tiles(Piece(node, whole, 0, row_major(shape)))
+    assert len(parts) > 1
+    wanted = [box for part in parts for _, box in node.op.operands(node, part.box)]  # type: ignore[attr-defined]
+    assert sum(prod(box_dims(box)) for box in wanted) == prod(shape)
+    assert all(len(compute_tiles(part)) == 1 for part in parts)
+    assert covers_once([part.box for part in parts], shape)
 
 
 def fp8_checkpoint(folder: Path, block: tuple[int, int] = (16, 8), scale: torch.dtype = torch.float32) -> Path:

@@ -36,6 +36,7 @@ class Computed(Op):
 
     by_bits: ClassVar[bool] = False  # compares and moves bits: tensors come as integers, on the host without torch
     align: int = 1  # tiles are cut at multiples of this many indices where possible
+    align_columns: int = 1  # more than one: a tile of fewer than `align` rows would take the operands of all of them
     temporary_nbytes: ClassVar[int] = 24  # that computing takes for each element of the largest operand, or the result
 
     @abstractmethod

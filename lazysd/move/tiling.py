@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from itertools import pairwise
 from math import prod
 
 from ..graph.base import Piece
@@ -95,10 +96,22 @@ def compute_tiles(piece: Piece) -> list[Piece]:
     limit = max(limit, op.least_elements(piece.node, piece.box) * piece.node.itemsize)
     starts = [axis.start for axis in piece.box]
     result = []
-    for box in tiles(piece.box, piece.node.itemsize, limit, op.align):
+    parts = _columns(piece.box, op, limit // piece.node.itemsize)
+    for box in (tile for part in parts for tile in tiles(part, piece.node.itemsize, limit, op.align)):
         offset = piece.offset + sum(
             (axis.start - start) // axis.step * stride
             for axis, start, stride in zip(box, starts, piece.strides, strict=True)
         )
         result.append(Piece(piece.node, box, offset, piece.strides))
     return result
+
+
+def _columns(box: Box, op: Computed, limit: int) -> list[Box]:
+    """A box cut into stretches of columns, where `limit` elements are too few for whole rows of an op's blocks."""
+    width = op.align_columns
+    if width == 1 or box[-1].step != 1:
+        return [box]
+    wide = max(width, limit // max(1, min(op.align, len(box[-2]))) // width * width)
+    *lead, axis = box
+    edges = [axis.start, *range(axis.start // width * width + wide, axis.stop, wide), axis.stop]
+    return [(*lead, range(start, stop)) for start, stop in pairwise(edges)]

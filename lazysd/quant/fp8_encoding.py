@@ -81,6 +81,10 @@ class QuantizeWeight(_Blockwise):
     def align(self) -> int:  # type: ignore[override]
         return self.block[0]
 
+    @property
+    def align_columns(self) -> int:  # type: ignore[override]
+        return self.block[1]
+
     def infer(self, inputs: Inputs) -> tuple[Dims, str]:
         if inputs[0].ndim < 2:
             raise ValueError(f"cannot quantise {list(inputs[0].dims)} in blocks; it needs at least two axes")
