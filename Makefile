@@ -23,8 +23,8 @@ help:  ## this list
 demo: $(DEMO)/.installed  ## install what users get, then walk through the product
 	$(DEMO)/bin/python scripts/demo.py
 
-test: lint  ## format, lint, types, then every test, notebooks and docs included
-	$(TEST)/bin/python -m pytest $(PYTEST_ARGS)
+test: lint  ## format, lint, types, then every test, notebooks and docs included, two files at a time
+	$(TEST)/bin/python -m pytest -n 2 --dist loadfile $(PYTEST_ARGS)
 
 test-tiny: $(TEST)/.installed  ## the whole product in a few seconds
 	$(TEST)/bin/python -m pytest tests/test_tiny.py $(PYTEST_ARGS)
