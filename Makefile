@@ -24,7 +24,7 @@ demo: $(DEMO)/.installed  ## install what users get, then walk through the produ
 	$(DEMO)/bin/python scripts/demo.py
 
 test: lint  ## format, lint, types, then every test, notebooks and docs included, two files at a time
-	$(TEST)/bin/python -m pytest -n 2 --dist loadfile $(PYTEST_ARGS)
+	$(TEST)/bin/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder $(PYTEST_ARGS)
 
 test-tiny: $(TEST)/.installed  ## the whole product in a few seconds
 	$(TEST)/bin/python -m pytest tests/test_tiny.py $(PYTEST_ARGS)
