@@ -95,8 +95,9 @@ def _refuse_orphans(
             for end in form.required.values():
                 if not form.fused:
                     ends.setdefault(end, []).append((end, (scheme, form)))
-    for key in tensors:
-        for end in ends if key not in taken and key.endswith(tuple(ends)) else ():
+    marks = tuple(ends)
+    for key in tensors if marks else ():
+        for end in ends if key not in taken and key.endswith(marks) else ():
             if key.endswith(end) and (end != ".weight" or code_of(key) in CODES):
                 _explain(key, ends[end], tensors)
 
