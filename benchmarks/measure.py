@@ -58,8 +58,9 @@ def child(code: str, *args: object, threads: int = 2) -> dict[str, float]:
 
 
 def environment() -> dict[str, str]:
-    """The environment of child processes: this checkout first on the path."""
-    return os.environ | {"PYTHONPATH": str(Path(__file__).resolve().parent.parent), "HF_HUB_OFFLINE": "1"}
+    """The environment of child processes: this checkout first on the path, bytecode kept as in a wheel."""
+    kept = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
+    return kept | {"PYTHONPATH": str(Path(__file__).resolve().parent.parent), "HF_HUB_OFFLINE": "1"}
 
 
 def table(title: str, head: Iterable[str], rows: Iterable[Iterable[object]]) -> str:
