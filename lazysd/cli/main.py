@@ -130,6 +130,7 @@ def run() -> None:
     """Entry point of the `lazysd` command."""
     gc.freeze()  # a short-lived process: what has been imported stays, and an import of torch makes no garbage
     gc.set_threshold(50_000, 20, 20)
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # numpy's own crew would spin, for nothing
     for fd in (0, 1, 2):  # closed ones would be given to the next file that is opened, and be printed into
         try:
             os.fstat(fd)
