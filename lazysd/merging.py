@@ -71,7 +71,7 @@ def merge(
     with load.explained():
         plain = base.like(load.plain, layout=base.layout, family=base.family)
         merged, changed = _merged(plain, adapter, None, source, config)
-    origin = layouts.get(base.layout, base.family) if base.layout else None
+    origin = layouts.get(base.layout, base.family).bound(base.config) if base.layout else None
     tensors, count = again.put_back(load, merged, set(again.touched(changed, origin)), requantize)
     merged = merged.like(tensors)
     if count:
@@ -101,7 +101,7 @@ def _merged(
     config = {**(base.config or {}), **{key: value for key, value in (config or {}).items() if key not in FIELDS}}
     hub: dict[str, LazyTensor] = dict(base)
     family = base.family
-    origin = layouts.get(base.layout, family) if base.layout else None
+    origin = layouts.get(base.layout, family).bound(config) if base.layout else None
     if origin is not None:
         hub = dict(to_hub(base, origin, origin.config_sizes(config)))
     stated = {"adapter": said, "layout": adapter.facts.layout, "family": adapter.facts.family}

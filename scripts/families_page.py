@@ -6,6 +6,7 @@ python scripts/families_page.py > docs/families.md
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterable
 
 from lazysd import layouts
 from lazysd.layouts import drawing
@@ -20,7 +21,7 @@ values of `model_type`, {pairs} layouts. Each layout converts to every other of 
 | ● | the real program: what it writes was compared, tensor by tensor, with what lazysd makes |
 | ◐ | header lists of published checkpoints: names and shapes |
 | ○ | the program's source or documented names, read and not run: **no real other side** |
-| – | nothing: the dialect has no form for the family, and `lazysd layouts FAMILY` says why |
+| – | nothing: the dialect has no form for the family; why stands below, and `lazysd layouts FAMILY` says it too |
 
 | family | model types | {columns} | others |
 |---|---|{rules}|---|
@@ -34,6 +35,10 @@ differ in key names alone. Where PEFT itself is asked, see `tests/test_merge.py`
 ## What each program was
 
 {sources}
+
+## Why there are no others
+
+{reasons}
 """
 
 
@@ -62,20 +67,31 @@ def page() -> str:
         row = (name, ", ".join(types[name]["model_types"]), *cells, ", ".join(others))
         text += f"| {' | '.join(row)} |\n"
     lora = [name for name, found in data.items() if any(layout.startswith("peft") for layout in found)]
-    return text + LORA.format(count=len(lora), names=", ".join(lora), sources=_sources(shown))
+    return text + LORA.format(count=len(lora), names=", ".join(lora), sources=_sources(shown), reasons=_reasons())
 
 
 def _sources(shown: dict[str, dict[str, dict[str, str]]]) -> str:
-    sources: dict[str, dict[str, list[str]]] = {}
-    for name, found in shown.items():
-        for dialect, said in found.items():
-            sources.setdefault(dialect, {}).setdefault(said["source"], []).append(name)
-    order = [*layouts.dialects(), *sources]
-    lines = ["| layout | held against | families |", "|---|---|---|"]
-    for dialect in dict.fromkeys(name for name in order if name in sources):
-        for source, names in sources[dialect].items():
+    said = ((dialect, said["source"], name) for name, found in shown.items() for dialect, said in found.items())
+    return _table("held against", said)
+
+
+def _reasons() -> str:
+    """Why families lack dialects, but for those of adapters."""
+    found = ((name, drawing.of_family(name)["not"]) for name in sorted(drawing.overview()["families"]))
+    said = ((d, why.partition(": ")[2], name) for name, reasons in found for d, why in reasons.items())
+    return _table("why not", (row for row in said if row[0] in SHOWN))
+
+
+def _table(title: str, said: Iterable[tuple[str, str, str]]) -> str:
+    """(layout, text, family) as Markdown: a row for each text."""
+    rows: dict[str, dict[str, list[str]]] = {}
+    for layout, text, name in said:
+        rows.setdefault(layout, {}).setdefault(text, []).append(name)
+    lines = [f"| layout | {title} | families |", "|---|---|---|"]
+    for layout in dict.fromkeys(name for name in [*layouts.dialects(), *rows] if name in rows):
+        for text, names in rows[layout].items():
             whose = ", ".join(names) if len(names) <= 6 else f"{len(names)} of them"
-            lines.append(f"| {dialect} | {source} | {whose} |")
+            lines.append(f"| {layout} | {text} | {whose} |")
     return "\n".join(lines)
 
 

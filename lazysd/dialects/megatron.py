@@ -1,7 +1,9 @@
 """Megatron-Core: TEGroupedMLP's experts, q, k and v interleaved group by group, gate over up."""
 
-from ..layouts.family import Dialect
-from ..layouts.rule import Rule
+from dataclasses import replace
+
+from ..layouts.family import Dialect, Family
+from ..layouts.rule import Layout, Rule
 
 HF, MCORE = "model.layers.{layer}.", "decoder.layers.{layer}."
 QKV = "{p:q_proj|k_proj|v_proj}"
@@ -43,10 +45,11 @@ SHARED = (  # experts that every token sees, and what corrects the router
     (HF + "mlp.shared_experts.down_proj.weight", MCORE + "mlp.shared_experts.linear_fc2.weight"),
 )
 ATTN, THERE = HF + "self_attn.", MCORE + "self_attention."
-LATENT = (  # multi-head latent attention
+LATENT = (  # multi-head latent attention; q_proj stands alone where there is no q_lora_rank
     *COMMON[:3],
     (HF + "input_layernorm.weight", MCORE + "input_layernorm.weight"),
     (ATTN + "o_proj.weight", THERE + "linear_proj.weight"),
+    (ATTN + "q_proj.weight", THERE + "linear_q_proj.weight"),
     (ATTN + "q_a_proj.weight", THERE + "linear_q_down_proj.weight"),
     (ATTN + "q_a_layernorm.weight", THERE + "linear_q_up_proj.layer_norm_weight"),
     (ATTN + "q_b_proj.weight", THERE + "linear_q_up_proj.weight"),
@@ -54,6 +57,30 @@ LATENT = (  # multi-head latent attention
     (ATTN + "kv_a_layernorm.weight", THERE + "linear_kv_up_proj.layer_norm_weight"),
     (ATTN + "kv_b_proj.weight", THERE + "linear_kv_up_proj.weight"),
 )
+MTP_HF, MTP = "model.layers.{layer:+num_hidden_layers}.", "mtp.layers.{layer}."
+PREDICTED = (  # what a layer that predicts further tokens has beside a layer's own; both programs share the embeddings
+    (MTP_HF + "{w:enorm|hnorm|eh_proj}.weight", MTP + "{w:enorm|hnorm|eh_proj}.weight"),
+    (MTP_HF + "shared_head.norm.weight", MTP + "final_layernorm.weight"),
+)
+
+
+def with_predicted(layout: Layout, family: Family) -> Layout:
+    """A layout with its rules for layers said of MTP layers too, where its family has those: numbered from 0 on."""
+    if not any(rule.to.startswith(MTP) for rule in layout.rules):
+        return layout
+
+    def there(text: str) -> str:
+        return text.replace(HF, MTP_HF)
+
+    more = tuple(
+        replace(rule, hf=there(rule.hf), where=there(rule.where), to=rule.to.replace(MCORE, MTP + "mtp_model_layer."))
+        for rule in layout.rules
+        if rule.hf.startswith(HF) and rule.to.startswith(MCORE)
+    )
+    return replace(layout, rules=layout.rules + more)
+
+
+UNNUMBERED = "MTP layers follow the others, and num_hidden_layers of config.json, which says how many those are, "
 DIALECT = Dialect(
     "megatron",
     "Megatron-Core: TEGroupedMLP's experts one by one, gate over up; q, k and v interleaved by groups",
@@ -81,9 +108,10 @@ DIALECT = Dialect(
         NORM: "its name in Megatron-Core depends on whether the layer has experts, and neither a router nor a "
         "down_proj stands in it",
         HF + "mlp.{w:gate_proj|up_proj}.{x:*}": "a dense layer has gate, up and down together",
-        ATTN
-        + "q_proj.weight": "latent attention without q_lora_rank keeps its norms elsewhere, and no table says where",
-        HF + "{w:enorm|hnorm|eh_proj}.weight": "Megatron-Core numbers MTP layers apart, and no table says that yet",
+        HF + "{w:enorm|hnorm|eh_proj}.weight": UNNUMBERED + "is not known or larger than this layer's number; or else "
+        "no table says what Megatron-Core makes of this family's",
+        MTP + "{rest:**}": UNNUMBERED + "is not known; or else it is no name of an MTP layer in Megatron-Core: what is "
+        "in one is called mtp_model_layer (older versions, and its own checkpoints: transformer_layer)",
     },
     sizes={
         "n": ("num_key_value_heads", "num_attention_heads"),
@@ -97,5 +125,6 @@ DIALECT = Dialect(
         "c": ("head_dim", "hidden_size / num_attention_heads"),
         "f": ("intermediate_size",),
     },
+    complete=with_predicted,
     source="Megatron-Bridge's mappings and Megatron-Core's parameter names (read, not run)",
 )

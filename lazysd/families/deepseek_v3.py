@@ -1,6 +1,6 @@
 """DeepSeek-V3, R1, and what is published as such (Kimi-K2, Moonlight). MTP layers follow the last layer in number."""
 
-from ..dialects.megatron import LATENT, ROUTED, SHARED
+from ..dialects.megatron import LATENT, PREDICTED, ROUTED, SHARED
 from ..layouts.family import Experts, Family, Speech
 
 HF = "model.layers.{layer}."
@@ -12,7 +12,7 @@ FAMILY = Family(
     experts=Experts(),
     speaks={
         "nemo": Speech(),
-        "megatron": Speech(renames=(*LATENT, *ROUTED, *SHARED)),
+        "megatron": Speech(renames=(*LATENT, *ROUTED, *SHARED, *PREDICTED)),
         "torchtitan": Speech(
             renames=(
                 ("model.embed_tokens.weight", "tok_embeddings.weight"),

@@ -75,6 +75,9 @@ def choose(
             f"no key of {shown} is of layout {origin.name!r} of family {origin.family!r}, which was stated; nothing "
             f"would be converted. {STATE[0].upper()}{STATE[1:]}"
         )
+    stays = target is origin
+    origin = origin.bound(whole)
+    target = origin if stays else target.bound(whole)
     sizes = {**origin.config_sizes(whole), **target.config_sizes(whole)}
     firsts = {**origin.config_firsts(whole), **target.config_firsts(whole)}
     for layout in (origin, target):

@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 from ..tensor.lazy import LazyTensor
 from .grouping import Table, neighbourhoods
-from .keys import Neighbourhood
+from .keys import Neighbourhood, parse_key
 from .pattern import parse_axes
 from .rule import End, Layout, Rule
 
@@ -26,7 +26,7 @@ def compose(origin: Layout, target: Layout, tensors: Mapping[str, LazyTensor]) -
 
     A rule of the one meets a rule of the other where both have the same end in the hub: same keys, same axes.
     """
-    if origin.is_hub or target.is_hub or origin is target:
+    if origin.is_hub or target.is_hub or origin is target or _takes_apart(origin) or _takes_apart(target):
         return None
     goals = {_hub(rule): rule for rule in target.rules}
     ends: list[End] = []
@@ -54,6 +54,11 @@ def compose(origin: Layout, target: Layout, tensors: Mapping[str, LazyTensor]) -
     return Straight(
         Table(f"{origin.name} to {target.name}", tuple(ends), refuses, beside, counts=counts), near, back, on
     )
+
+
+def _takes_apart(layout: Layout) -> bool:
+    """Whether keys that are of one rule elsewhere are of two in a layout, by the numbers in them."""
+    return any(rule.afters or parse_key(rule.hf).shifts for rule in layout.rules if not rule.rename)
 
 
 def _hub(rule: Rule) -> tuple[str, str]:

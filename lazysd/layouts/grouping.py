@@ -57,7 +57,8 @@ class Table:
     def claims(self, key: str, sizes: Mapping[str, int]) -> tuple[int, dict[str, str]] | None:
         """(number of the rule, fields) of a key; None where no rule speaks of it.
 
-        Renames give way to other rules, `{prefix}` to a prefix spelt out, and a rename to one with more literal text.
+        Renames give way to other rules, `{prefix}` to a prefix spelt out, a rename to one with more literal text, and
+        numbers from 0 on to those that start later.
         Raises LayoutError where two rules have the same claim.
         """
         found = [
@@ -76,9 +77,10 @@ class Table:
             raise LayoutError(f"{shown(key)}: claimed by two rules of layout {self.name!r}: {both}")
         return found[0] if found else None
 
-    def _rank(self, number: int) -> tuple[bool, bool, int]:
+    def _rank(self, number: int) -> tuple[bool, bool, int, int]:
         rename, template = self.ends[number].rule.rename, self.ends[number].template
-        return (not rename, "prefix" not in template.fields, template.weight if rename else 0)
+        starts = max(template.shifts.values(), default=0)
+        return (not rename, "prefix" not in template.fields, template.weight if rename else 0, starts)
 
     def _in_range(self, claim: tuple[int, dict[str, str]], sizes: Mapping[str, int]) -> bool:
         """Whether the numbers of a key lie where the key axes of the rule count, as far as that is known."""

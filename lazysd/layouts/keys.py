@@ -11,7 +11,7 @@ from typing import NamedTuple
 from .reading import is_ambiguous
 
 _FIELD = re.compile(r"\{(\w+)(?::([^{}]+))?\}")
-_SHIFT = re.compile(r"\+([1-9][0-9]?)")
+_SHIFT = re.compile(r"\+(?:([1-9][0-9]{0,2})|([A-Za-z_]\w*))")
 _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 NUMBER = r"(?:0|[1-9][0-9]{0,8})"  # ASCII, no leading zeros; longer ones count nothing that a checkpoint holds
 NAME, TEXT = "*", "**"
@@ -25,6 +25,7 @@ class Token(NamedTuple):
     kind: str  # "literal", "prefix", "number", "words", "name" (no dots), "text"
     words: tuple[str, ...] = ()
     shift: int = 0  # of a number: how much more it is in the key than in the field
+    after: str = ""  # of a number: what config.json calls its shift, until that is filled in
 
     @property
     def regex(self) -> str:
@@ -51,8 +52,8 @@ class KeyTemplate:
     """A family of keys: literal text with fields.
 
     `{prefix}` is any run of dotted names, or nothing; `{name}` is a number; `{name:a|b}` is one of the words given, and
-    counts as 0, 1, … in that order; `{name:+1}` is a number, in the key one more than in the field;
-    `{name:*}` is one dotted name, `{name:**}` any text.
+    counts as 0, 1, … in that order; `{name:+1}` is a number, in the key one more than in the field, and
+    `{name:+num_hidden_layers}` as much more as config.json says; `{name:*}` is one dotted name, `{name:**}` any text.
     Example: "{prefix}layers.{layer}.mlp.experts.{e}.{g:gate_proj|up_proj}.weight".
     """
 
@@ -92,6 +93,21 @@ class KeyTemplate:
     def shifts(self) -> dict[str, int]:
         """Fields whose number is another one in the key."""
         return {token.text: token.shift for token in self.tokens if token.shift}
+
+    def bound(self, sizes: Mapping[str, int]) -> str:
+        """The text of the template with the shifts that config.json states filled in."""
+
+        def filled(field: re.Match[str]) -> str:
+            shift = _SHIFT.fullmatch(field[2] or "")
+            size = sizes.get(shift[2]) if shift and shift[2] else None
+            return field[0] if size is None else f"{{{field[1]}:+{size}}}"
+
+        return _FIELD.sub(filled, self.text)
+
+    @cached_property
+    def afters(self) -> tuple[str, ...]:
+        """What config.json calls the shifts that are not filled in."""
+        return tuple(token.after for token in self.tokens if token.after)
 
     @property
     def is_broad(self) -> bool:
@@ -190,7 +206,7 @@ def _field(text: str, name: str, body: str | None) -> Token:
     if body is None:
         return Token(name, "number")
     if shift := _SHIFT.fullmatch(body):
-        return Token(name, "number", shift=int(shift[1]))
+        return Token(name, "number", shift=int(shift[1] or 0), after=shift[2] or "")
     if body in _OPEN:
         return Token(name, "name" if body == NAME else "text")
     words = tuple(body.split("|"))

@@ -36,7 +36,7 @@ def table_of(
     layout: Layout, forward: bool, rules: tuple[Rule, ...] | None = None, firsts: Mapping[str, int] | None = None
 ) -> Table:
     """A layout's rules in one direction, from the hub (forward) or to it."""
-    ends = tuple(rule.ends(forward) for rule in (layout.rules if rules is None else rules))
+    ends = tuple(rule.ends(forward) for rule in (layout.rules if rules is None else rules) if not rule.afters)
     return Table(layout.name, ends, layout.refuses, layout.beside, firsts or {})
 
 

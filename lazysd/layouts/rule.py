@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cache, cached_property
 from typing import Any, NamedTuple
 
@@ -45,6 +45,18 @@ class Rule:
         left, right = parse_axes(self.axes, self.shared, self.diagonal)
         here, there = (parse_key(self.hf), left), (parse_key(self.to), right)
         return End(*here, *there, self) if forward else End(*there, *here, self)
+
+    def bound(self, sizes: Mapping[str, int]) -> Rule:
+        """The rule with the shifts of its key templates that config.json states filled in; itself where it has none."""
+        if not self.afters:
+            return self
+        hf, to, where = (parse_key(text).bound(sizes) for text in (self.hf, self.to, self.where))
+        return replace(self, hf=hf, to=to, where=where)
+
+    @property
+    def afters(self) -> tuple[str, ...]:
+        """What config.json calls the shifts that are not filled in; until they are, the rule is of no key."""
+        return (*parse_key(self.hf).afters, *parse_key(self.to).afters)
 
     @property
     def is_identity(self) -> bool:
@@ -184,6 +196,12 @@ class Layout:
     def config_sizes(self, config: Mapping[str, object] | None) -> dict[str, int]:
         """Axis sizes that config.json states, sub-configs included; the number of experts under any of its names."""
         return stated_sizes.config_sizes(config, self.sizes)
+
+    def bound(self, config: Mapping[str, object] | None) -> Layout:
+        """With the shifts of key templates ({layer:+num_hidden_layers}) filled in, as far as config.json goes."""
+        names = {name for rule in self.rules for name in rule.afters}
+        sizes = stated_sizes.config_sizes(config, {name: (name,) for name in names}) if names else {}
+        return replace(self, rules=tuple(rule.bound(sizes) for rule in self.rules)) if sizes else self
 
     def config_firsts(self, config: Mapping[str, object] | None) -> dict[str, int]:
         """Numbers at which key axes start to count, where that is not 0."""

@@ -22,9 +22,10 @@ def check_layers(ends: Sequence[End], groups: Iterable[tuple[int, Fixed]]) -> No
     for number, fixed in groups:
         if _is_of_experts(ends[number]):
             places.setdefault(number, set()).add(fixed)
-    stacks: dict[str, list[int]] = {}
+    stacks: dict[tuple[str, ...], list[int]] = {}
     for number in places:
-        stacks.setdefault(ends[number].template.neighbourhood(ends[number].side.keys).pattern, []).append(number)
+        template, side = ends[number][:2]
+        stacks.setdefault((template.neighbourhood(side.keys).pattern, str(template.shifts)), []).append(number)
     for numbers in stacks.values():
         everywhere = set().union(*(places[number] for number in numbers))
         for number in numbers:

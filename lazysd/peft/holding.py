@@ -24,7 +24,7 @@ def held_by(ckpt: Checkpoint) -> Adapted:
     if ckpt.layout is None or ckpt.family is None:
         return _NOTHING
     said = ckpt.adapter or AdapterConfig()
-    origin = layouts.get(ckpt.layout, ckpt.family)
+    origin = layouts.get(ckpt.layout, ckpt.family).bound(ckpt.config)
     return adapted(to_hub(ckpt, origin, origin.config_sizes(ckpt.config), said), origin, said)
 
 

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 
 from ..errors import LayoutError
 from ..graph.boxes import Dims
-from ..layouts.keys import parse_key
+from ..layouts.keys import KeyTemplate, parse_key
 from ..layouts.pattern import Side, parse_axes
 from ..layouts.rule import Layout, Rule
 
@@ -27,6 +27,14 @@ def is_turned(layout: Layout, key: str) -> bool:
     row, column = (group[-1] for group in left.groups[-2:])
     where = {axis: place for place, group in enumerate(right.groups) for axis in group}
     return where[row] > where[column]
+
+
+def witnesses(origin: Layout, target: Layout) -> tuple[KeyTemplate, ...]:
+    """Keys of `origin` that decide whether a rule of either counts in a layer."""
+    called = {rule.hf: rule.to for rule in origin.rules}
+    wheres = dict.fromkeys(rule.where for rule in (*origin.rules, *target.rules) if rule.where)
+    texts = dict.fromkeys(called.get(where, where) for where in wheres)
+    return tuple(parse_key(text) for text in texts)
 
 
 def part_axes(layout: Layout) -> frozenset[str]:

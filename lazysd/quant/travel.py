@@ -22,7 +22,7 @@ from ..tensor.lazy import LazyTensor
 from . import registry
 from .base import FLOATS, Settings, Weight
 from .companions import ADVICE, Kind, as_matrix, as_stored, kind_of
-from .cutting import is_turned, moving_axes, part_axes, refuse_straddling, rule_of
+from .cutting import is_turned, moving_axes, part_axes, refuse_straddling, rule_of, witnesses
 
 Tensors = Mapping[str, LazyTensor]
 
@@ -161,6 +161,7 @@ class _Moving:
         self._choice, self._settings, self._scheme = choice, settings, weights[0].scheme
         self._parts = part_axes(choice.origin) | part_axes(choice.target)
         self._free = moving_axes(choice.origin) | moving_axes(choice.target)
+        self._witnesses = witnesses(choice.origin, choice.target)
         self._checked: set[tuple[Any, ...]] = set()
 
     def parts(self, made: Tensors) -> dict[str, dict[str, Any]]:
@@ -208,9 +209,10 @@ class _Moving:
             key: node
             for key, node in self._plain.items()
             if key not in parts
-            and (rule := rule_of(self._choice.origin, key))
-            and "|" not in rule.axes
-            and "+" not in rule.axes
+            and (
+                any(template.match(key) for template in self._witnesses)
+                or ((rule := rule_of(self._choice.origin, key)) and "|" not in rule.axes and "+" not in rule.axes)
+            )
         }
         return convert({**beside, **parts}, self._choice.origin, self._choice.target, sizes, self._choice.firsts)
 

@@ -163,7 +163,7 @@ def _drawn(
     if wanted and draw(st.integers(0, 2), label="other keys that layouts rename") < 2:
         for layer in numbers:
             for rule in renaming:
-                if rule.where:  # layers without experts are not drawn
+                if rule.where or rule.afters:  # neither layers without experts are drawn, nor such after the last
                     continue
                 for key, dims in _tensors(rule, True, prefix, layer, drawn):
                     entries.setdefault(key, (code_of("scenery", key), dims))
