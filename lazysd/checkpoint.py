@@ -61,7 +61,7 @@ class Checkpoint(Measuring, Showing, Mapping[str, LazyTensor]):
             return self._tensors[key]
         except (KeyError, TypeError):
             pass
-        hint = did_you_mean(key, self._tensors) if isinstance(key, str) else ""
+        hint = self.facts.lacks(key) or did_you_mean(key, self._tensors) if isinstance(key, str) else ""
         raise MissingTensorError(
             f"no tensor {show(key)} among the {len(self)} of {self.path or 'this checkpoint'}{hint}"
         )
@@ -138,12 +138,16 @@ class Checkpoint(Measuring, Showing, Mapping[str, LazyTensor]):
     @checked
     def select(self, *globs: str) -> Checkpoint:
         """The keys that match any of the patterns (`*`, `?`, `[..]`, as in file names), as a view."""
-        return self.like({k: t for k, t in self._tensors.items() if any(fnmatchcase(k, glob) for glob in globs)})
+        return self._kept(lambda key: any(fnmatchcase(key, glob) for glob in globs))
 
     @checked
     def drop(self, *globs: str) -> Checkpoint:
         """The keys that match none of the patterns, as a view."""
-        return self.like({k: t for k, t in self._tensors.items() if not any(fnmatchcase(k, glob) for glob in globs)})
+        return self._kept(lambda key: not any(fnmatchcase(key, glob) for glob in globs))
+
+    def _kept(self, keep: Callable[[str], bool]) -> Checkpoint:
+        absent = self.facts.absent_in(lambda key: key if keep(key) else None)
+        return self.like({key: node for key, node in self._tensors.items() if keep(key)}, absent=absent)
 
     @checked
     def rename(self, names: Mapping[str, str] | Callable[[str], str]) -> Checkpoint:
@@ -155,7 +159,7 @@ class Checkpoint(Measuring, Showing, Mapping[str, LazyTensor]):
             if name in renamed:
                 raise ValueError(f"rename would give two tensors the name {name!r}")
             renamed[name] = node
-        return self.like(renamed)
+        return self.like(renamed, absent=self.facts.absent_in(new_name))
 
     @checked
     def map(self, function: Callable[..., Any], with_key: bool | None = None) -> Checkpoint:
@@ -179,9 +183,9 @@ class Checkpoint(Measuring, Showing, Mapping[str, LazyTensor]):
     @checked
     def __or__(self, other: Mapping[str, Any]) -> Checkpoint:
         """The union; where both hold a key, `other` wins, as with dicts."""
-        more = {key: as_lazy(value) for key, value in other.items()}
+        held = {**self._tensors, **{key: as_lazy(value) for key, value in other.items()}}
         facts = self.facts.joined(other.facts) if isinstance(other, Checkpoint) else self.facts
-        return Checkpoint({**self._tensors, **more}, facts)
+        return Checkpoint(held, facts, absent=facts.absent_in(lambda key: None if key in held else key))
 
     @checked
     def convert(
@@ -208,6 +212,7 @@ class Checkpoint(Measuring, Showing, Mapping[str, LazyTensor]):
         Raises:
             LayoutError: keys or shapes do not fit; nothing is dropped or guessed.
         """
+        self.facts.check_whole("convert")
         adapter = (self.facts.adapter or AdapterConfig()).stating(config)
         known = self.facts.layout if family in (None, self.facts.family) else None
         evidence: Any = {"config": self.config, "stated": config, "decide": decider(adapter)}

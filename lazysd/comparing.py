@@ -9,7 +9,7 @@ from typing import Any
 from . import layouts
 from .arguments import checked
 from .checkpoint import Checkpoint
-from .comparison import Comparison, compare_adapters
+from .comparison import ABSENT, Comparison, Difference, compare_adapters
 from .comparison import compare as compare_tensors
 from .opening import open as open_checkpoint
 from .save.progress import reporter
@@ -42,7 +42,8 @@ def compare(
     [('layers.1.w', 1.0)]
 
     Args:
-        a, b: a Checkpoint, a path, or a mapping of keys to tensors.
+        a, b: a Checkpoint, a path, or a mapping of keys to tensors. What stands in shards that are missing (of a part
+            that was opened with partial=True) is named as not compared, and the two are not equal.
         to, source: layout of A, and of B, if detection should not decide.
         config: sizes that config.json would give, e.g. {"num_experts": 128}.
         values: False compares keys, shapes and dtypes only and reads nothing.
@@ -63,9 +64,22 @@ def compare(
     with reporter(progress, "compare") as report:
         first, second, layout = side_by_side(_checkpoint(a), _checkpoint(b), to, source, config)
         found = compare_tensors(first, second, names, workers, report, values, values, tolerance, max_memory)
+        _set_apart(found, first, second, names)
         family = second.facts.family
         compare_adapters(found, in_layout(first, layout, family), in_layout(second, layout, family), names)
     return found
+
+
+def _set_apart(found: Comparison, first: Checkpoint, second: Checkpoint, names: tuple[str, str]) -> None:
+    """Of parts of checkpoints: what stands in a shard that is missing was not compared; it is not the other's alone."""
+    for side, name, kind in ((first, names[0], "missing"), (second, names[1], "extra")):
+        for absent in side.facts.absent:
+            known = absent.homes
+            lone = [one.key for one in found.differences if one.kind == kind and (known is None or one.key in known)]
+            gone = dict.fromkeys([*lone, *(known or ())], f"in a shard that {name} lacks")
+            told = {one.key for one in found.differences if one.kind == ABSENT}
+            found.differences = [one for one in found.differences if one.key not in gone or one.kind == ABSENT]
+            found.differences += [Difference(key, ABSENT, why) for key, why in gone.items() if key not in told]
 
 
 def side_by_side(

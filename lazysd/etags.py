@@ -18,8 +18,9 @@ from typing import NamedTuple
 from .arguments import checked
 from .checking import Fault, FolderCheck
 from .display.text import printable
-from .errors import MissingShardError
+from .errors import LazysdError, MissingShardError
 from .move import workers
+from .opening import open as open_checkpoint
 from .sizes import format_nbytes
 from .stores.hub_cache import cached_model, is_model, snapshot
 
@@ -102,11 +103,23 @@ def check_snapshot(
                 report(result.nbytes, total)
 
     workers.run(sorted(blobs, key=lambda blob: -blob.nbytes), work, workers.asked(num_workers))
+    result.faults += _missing(folder, {fault.file for fault in result.faults})
     result.faults.sort()
     result.num_files = len(blobs)
     result.num_sha256 = sum(len(blob.etag) == 64 for blob in blobs)
     result.num_sha1 = len(blobs) - result.num_sha256
     return result
+
+
+def _missing(folder: Path, noted: set[str]) -> list[Fault]:
+    """The shards that have not been fetched, by an index that is sound."""
+    try:
+        with open_checkpoint(folder, partial=True) as part:
+            absent = part.facts.absent
+    except LazysdError:  # no weights of a known kind, or damaged ones, which their etag shows
+        return []
+    sound = [one for one in absent if os.path.basename(one.where) not in noted]
+    return [Fault(name, "", "it is missing; fetch it") for one in sound for name in one.names if name not in noted]
 
 
 def _blobs(folder: Path, result: SnapshotCheck) -> Iterator[_Blob]:

@@ -2,12 +2,54 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from .errors import MissingShardError
+from .sizes import format_nbytes
 from .stores.base import File
+from .stores.strict_json import listing, show
+
+
+def begun_downloads(sizes: tuple[int, ...]) -> str:
+    """ "; 2 unfinished downloads hold 1.2 GB", for the end of a message; "" where there are none."""
+    what = f"{len(sizes)} unfinished download{'s hold' if len(sizes) != 1 else ' holds'}"
+    return f"; {what} {format_nbytes(sum(sizes))}" if sizes else ""
+
+
+@dataclass(frozen=True)
+class Absent:
+    """Shards that belong to a checkpoint and are not there: a download that goes on, or was broken off."""
+
+    where: str  # the index that names them, or the folder of a numbered set
+    names: tuple[str, ...]  # the first of them
+    num_missing: int
+    num_shards: int  # there should be
+    homes: Mapping[str, str] | None = None  # tensor -> its missing shard; None where nothing says what they hold
+    nbytes: int | None = None  # of their tensors, as far as the index states how much there is in all
+    begun: tuple[int, ...] = ()  # bytes so far of each download that is not finished
+
+    def __str__(self) -> str:
+        of = f", with {len(self.homes)} tensors" if self.homes is not None else ""
+        size = f" (about {format_nbytes(self.nbytes)})" if self.nbytes is not None else ""
+        more = f" and {self.num_missing - len(self.names)} more" if self.num_missing > len(self.names) else ""
+        named = f"{listing(list(self.names))}{more}{size}{begun_downloads(self.begun)}"
+        return f"{self.where}: {self.num_missing} of {self.num_shards} shards are missing{of}: {named}"
+
+    def as_dict(self) -> dict[str, Any]:
+        """For programs."""
+        return {**vars(self), "names": list(self.names), "homes": dict(self.homes or {}), "begun": list(self.begun)}
+
+    def of(self, new_name: Callable[[str], str | None]) -> Absent | None:
+        """The same of a view: `new_name` says what it calls a tensor, or None. None where the view needs no shard."""
+        if self.homes is None:
+            return self
+        found = {name: shard for key, shard in self.homes.items() if (name := new_name(key)) is not None}
+        names = tuple(sorted(set(found.values())))
+        nbytes = self.nbytes if len(found) == len(self.homes) else None
+        return replace(self, names=names, num_missing=len(names), homes=found, nbytes=nbytes) if found else None
 
 
 @dataclass(frozen=True)
@@ -25,6 +67,7 @@ class Facts:
     family: str | None = None  # likewise
     adapter: Any = None  # what adapter_config.json says (an AdapterConfig), where there is one
     remarks: tuple[str, ...] = ()  # what whoever looks at the result should know: one sentence each
+    absent: tuple[Absent, ...] = ()  # of a part that was opened to be looked at: what it lacks
 
     def __post_init__(self) -> None:
         for name in ("files", "side_files", "remarks"):
@@ -35,11 +78,29 @@ class Facts:
         """Whether an adapter_config.json is, or will be, there."""
         return "adapter_config.json" in {file.name for file in self.side_files} | set(self.json_files)
 
+    def lacks(self, key: str) -> str:
+        """ "; its shard 'b.safetensors' is missing …", for the end of a message; "" where no shard is, or another's."""
+        for absent in self.absent:
+            if absent.homes is None or key in absent.homes:
+                what = str(absent) if absent.homes is None else f"its shard {show(absent.homes[key])} is missing"
+                return f"; {what}; fetch it again"
+        return ""
+
+    def check_whole(self, what: str) -> None:
+        """Refuse what only a whole checkpoint can go through. Raises MissingShardError, which names the shards."""
+        for absent in self.absent:
+            raise MissingShardError(f"cannot {what} a part of a checkpoint: {absent}; fetch them first")
+
+    def absent_in(self, new_name: Callable[[str], str | None]) -> tuple[Absent, ...]:
+        """`absent` of a view, see Absent.of."""
+        return tuple(found for absent in self.absent if (found := absent.of(new_name)) is not None)
+
     def joined(self, other: Facts) -> Facts:
         """The facts of a union: this side's, both sides' files and remarks; no layout where the two state others."""
         changes: dict[str, Any] = {
             "files": tuple(dict.fromkeys((*self.files, *other.files))),
             "remarks": tuple(dict.fromkeys((*self.remarks, *other.remarks))),
+            "absent": (*self.absent, *(one for one in other.absent if one not in self.absent)),
         }
         if None not in (self.tensor_nbytes, other.tensor_nbytes) and not set(self.files) & set(other.files):
             changes["tensor_nbytes"] = (self.tensor_nbytes or 0) + (other.tensor_nbytes or 0)

@@ -60,4 +60,5 @@ class Measuring:
         from .iterate import iterate
 
         whole: Any = self
+        whole.facts.check_whole("stream")
         return iterate(whole, [file.path for file in whole.files], device, prefetch)

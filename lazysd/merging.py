@@ -65,6 +65,8 @@ def merge(
             raise ValueError("dtype= decodes what is quantised, requantize= keeps it so; give one of them")
         merged = merge(dequantize(base, dtype), adapter, to, source, config)
         return cast_checkpoint(merged, dtype)
+    for checkpoint in (base, adapter):
+        checkpoint.facts.check_whole("merge")
     load = travel.load(base, base.config, "F32")
     if not load.weights:
         return _merged(base, adapter, to, source, config)[0]

@@ -9,6 +9,7 @@ from typing import Any
 
 from .arguments import checked
 from .checkpoint import Checkpoint
+from .errors import MissingShardError
 from .facts import Facts
 from .formats import containers
 from .formats.base import Folder, StoredTensor, WholeTensors
@@ -27,7 +28,10 @@ from .tensor.whole import LazyTensors
 @checked
 @many_nodes()
 def open(
-    path: str | os.PathLike[str] | bytes | Mapping[str, bytes], io: str = "mmap", follow_links: bool = False
+    path: str | os.PathLike[str] | bytes | Mapping[str, bytes],
+    io: str = "mmap",
+    follow_links: bool = False,
+    partial: bool = False,
 ) -> Checkpoint:
     """Open a checkpoint: reads headers, indexes and config.json, and no tensor data.
 
@@ -46,24 +50,33 @@ def open(
             bytes are the same.
         follow_links: also follow links that lead out of the folder. Without it, they are refused where the checkpoint
             needs them, and otherwise left out with a remark.
+        partial: also open a part of a checkpoint, such as a download that is not finished, to look at what is there:
+            `remarks` and `facts.absent` say which shards are missing. It is compared and measured as far as it goes;
+            conversions, plans, saves, merges and loading refuse it, and name the shards.
 
     Returns:
         The checkpoint. Its `remarks` say what of the folder was left out, and which evidence decided where there was a
         choice.
 
     Raises:
-        FormatError, UnsupportedCheckpointError, UnsafePathError, MissingShardError: see lazysd.errors.
+        MissingShardError: nothing is there; shards are missing, and `partial` is False.
+        FormatError, UnsupportedCheckpointError, UnsafePathError: see lazysd.errors.
     """
     if io not in ("mmap", "pread"):
         raise ValueError(f'io is "mmap" or "pread", not {io!r}')
     folder = Folder(place_of(path, Options(io, follow_links)))
     contents = containers.read(folder)
+    absent = contents.absent
+    if absent is not None and not partial:
+        step = "fetch them, or correct the index; `lazysd inspect` (partial=True in Python) shows what is there"
+        raise MissingShardError(f"{absent}; {step}")
     around = beside(folder, contents)
     named, adapter_name = plain_names(contents.tensors) if around.is_adapter else ({}, "")
     tensors, nbytes = _nodes(contents.tensors)
     if named:
         tensors = {named.get(key, key): node for key, node in tensors.items()}
     called = f"the adapter's keys carry its name, {adapter_name!r}, which PEFT's files leave out; read without it"
+    part = f"not whole: {absent}; all that is said here is of what is there"
     facts = Facts(
         path=_path(folder, {file.name for file in contents.files}),
         files=contents.files,
@@ -72,7 +85,8 @@ def open(
         metadata=contents.metadata,
         side_files=around.side_files,
         adapter=_adapter(around),
-        remarks=(*contents.remarks, *around.remarks, *([called] if named else [])),
+        remarks=(*([part] if absent else []), *contents.remarks, *around.remarks, *([called] if named else [])),
+        absent=(absent,) if absent else (),
     )
     return Checkpoint(tensors, facts)
 

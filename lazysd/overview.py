@@ -46,7 +46,7 @@ def overview(ckpt: Checkpoint) -> dict[str, Any]:
         "model_type": (ckpt.config or {}).get("model_type"),
         "tensors": len(ckpt),
         "parameters": total,
-        "active_parameters": _active(counts, ckpt.config),
+        "active_parameters": None if ckpt.facts.absent else _active(counts, ckpt.config),
         "bits_per_weight": round(8 * ckpt.nbytes / total, 3) if total else None,
         "quantization": schemes,
         "nbytes": ckpt.nbytes,
@@ -54,7 +54,8 @@ def overview(ckpt: Checkpoint) -> dict[str, Any]:
         "files": len(ckpt.files),
         "shards": _shards(ckpt),
         "metadata": dict(ckpt.metadata),
-        "irregular": irregular_layers(ckpt),
+        "irregular": [] if ckpt.facts.absent else irregular_layers(ckpt),
+        "missing": [absent.as_dict() for absent in ckpt.facts.absent],
         "remarks": [*ckpt.remarks, *([problem] if problem else [])],
     }
     if ckpt.adapter is not None or any(".lora_" in key for key in ckpt):

@@ -42,6 +42,7 @@ def dequantize(checkpoint: Checkpoint, dtype: str = "bf16") -> Checkpoint:
         LayoutError: a weight without its scales, scales without their weight or of another shape, or a format that
             lazysd does not decode; its quant_method is named.
     """
+    checkpoint.facts.check_whole("decode")
     code = dtypes.parse(dtype)
     config = checkpoint.config
     settings = registry.settings_of(config)
@@ -84,6 +85,7 @@ def quantize(checkpoint: Checkpoint, scheme: str, keys: Iterable[str] | None = N
         LayoutError: no such scheme, one that lazysd does not write, globs that match nothing, and, where they are
             read, NaN or infinity.
     """
+    checkpoint.facts.check_whole("quantise")
     found = registry.get(scheme)
     said = registry.settings_of(checkpoint.config)
     config = found.written_config(settings)

@@ -37,13 +37,15 @@ class Showing:
     def _remarks_shown(self) -> list[tuple[str, str]]:
         """What is irregular, and what whoever uses it should know."""
         whole: Any = self
-        uneven = (("uneven", sentence) for sentence in irregular_layers(whole))
+        irregular = [] if whole.facts.absent else irregular_layers(whole)
+        uneven = (("uneven", sentence) for sentence in irregular)
         return list(chain(uneven, (("note", remark) for remark in whole.remarks)))
 
     def __repr__(self) -> str:
         whole: Any = self
         where = f", {whole.path}" if whole.path else ""
-        count = f"{len(whole)} tensor{'s' if len(whole) != 1 else ''}"
+        part = "a part: " if whole.facts.absent else ""
+        count = f"{part}{len(whole)} tensor{'s' if len(whole) != 1 else ''}"
         lines = [f"Checkpoint({count}, {format_nbytes(whole.nbytes)}, {self._layout_shown}{printable(where)})"]
         said = self._remarks_shown
         lines += [f"  {word}: {cut(printable(sentence), MAX_WIDTH)}" for word, sentence in said[:MAX_REMARKS]]
@@ -58,4 +60,6 @@ class Showing:
         elif why := layouts.explain(whole, whole.config, whole.facts.family, whole.facts.layout):
             about.append(("because", why))
         about += [("path", str(whole.path))] if whole.path else []
-        return to_html(self, "Checkpoint", [*about, *self._remarks_shown])
+        return to_html(
+            self, "Part of a checkpoint" if whole.facts.absent else "Checkpoint", [*about, *self._remarks_shown]
+        )

@@ -176,17 +176,17 @@ def add_json(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--json", action="store_true", help="print the result as JSON")
 
 
-def opened_whole(path: str, args: argparse.Namespace) -> Checkpoint:
+def opened_whole(path: str, args: argparse.Namespace, partial: bool = False) -> Checkpoint:
     """The checkpoint at `path`; what there is to say about it goes to stderr."""
-    checkpoint = in_family(open_checkpoint(path, follow_links=args.follow_links), args)
+    checkpoint = in_family(open_checkpoint(path, follow_links=args.follow_links, partial=partial), args)
     for remark in checkpoint.remarks:
         say(args, remark)
     return checkpoint
 
 
-def opened(path: str, args: argparse.Namespace) -> Checkpoint:
-    """The checkpoint at `path`, filtered by --include and --exclude."""
-    checkpoint = opened_whole(path, args)
+def opened(path: str, args: argparse.Namespace, partial: bool = False) -> Checkpoint:
+    """The checkpoint at `path`, filtered by --include and --exclude; for looking, also a part of one."""
+    checkpoint = opened_whole(path, args, partial)
     if args.include:
         checkpoint = checkpoint.select(*args.include)
     if args.exclude:

@@ -54,7 +54,7 @@ def run(args: argparse.Namespace) -> int:
         raise LayoutError("--stat and --tolerance need the values, which --no-values does not look at")
     from ..comparing import compare
 
-    with opened(args.a, args) as a, opened(args.b, args) as b:
+    with opened(args.a, args, partial=True) as a, opened(args.b, args, partial=True) as b:
         comparison = compare(
             a,
             b,

@@ -43,7 +43,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    with opened(args.checkpoint, args) as checkpoint:
+    with opened(args.checkpoint, args, partial=True) as checkpoint:
         data = overview(checkpoint)
         shown = checkpoint.select(args.match) if args.match else checkpoint
         if args.json_lines:
@@ -86,7 +86,10 @@ def _head(data: dict[str, Any]) -> Iterator[str]:
     if not data.get("adapter"):
         yield f"because  {printable(data['because'])}"
     files = f"{data['files']} file{'s' if data['files'] != 1 else ''}"
-    yield f"tensors  {data['tensors']:,} in {files}"
+    gone = data["missing"]
+    known = [len(one["homes"]) for one in gone if one["homes"]]
+    part = f", of {data['tensors'] + sum(known):,} in {data['files'] + gone[0]['num_missing']}" if known else ""
+    yield f"tensors  {data['tensors']:,} in {files}{part}"
     active = f", {data['active_parameters']:,} active for a token" if data["active_parameters"] else ""
     yield f"weights  {data['parameters']:,} parameters{active}"
     types = ", ".join(f"{dtypes.DTYPES[code].label} {format_nbytes(n)}" for code, n in data["dtypes"].items())

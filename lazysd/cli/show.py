@@ -62,7 +62,7 @@ def _plain(values: Any) -> Any:
 def run(args: argparse.Namespace) -> int:
     if args.stats and args.no_values:
         raise UsageError("--stats reads the values, which --no-values does not look at")
-    with opened(args.checkpoint, args) as checkpoint:
+    with opened(args.checkpoint, args, partial=True) as checkpoint:
         whole = _tensor(converted(checkpoint, args), args)
         try:
             tensor = whole[args.slice] if args.slice else whole

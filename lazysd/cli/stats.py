@@ -29,7 +29,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     from ..display.stats import text_of_all
 
-    with opened(args.checkpoint, args) as checkpoint:
+    with opened(args.checkpoint, args, partial=True) as checkpoint:
         if args.key in checkpoint:
             checkpoint = checkpoint.like({args.key: checkpoint[args.key]})
         elif args.key is not None:

@@ -9,7 +9,7 @@ _REWORDED = [
     (re.compile(rf"\b\w+=\w*,? \({_OPTION}\)"), r"\1"),  # overwrite=True (--overwrite)
     (re.compile(rf"\(\w+=, {_OPTION}\)"), r"(\1)"),  # (family=, --family)
     (re.compile(r"\(config=, config\.json\)"), "(config.json)"),
-    (re.compile(r" \(\w+= in Python\)"), ""),
+    (re.compile(r" \(\w+=\w* in Python\)"), ""),
     (re.compile(rf"config=\{{[^{{}}]*\}}, {_OPTION}"), r"\1"),  # config={"lora_alpha": …}, --lora-alpha
     (re.compile(r"(--dtype \w+), lazysd\.quantization\.dequantize\b"), r"\1"),
 ]

@@ -4,6 +4,6 @@ from __future__ import annotations
 
 from .bits import compare, compare_adapters
 from .magnitude import Magnitude
-from .result import Comparison, Difference
+from .result import ABSENT, Comparison, Difference
 
-__all__ = ["Comparison", "Difference", "Magnitude", "compare", "compare_adapters"]
+__all__ = ["ABSENT", "Comparison", "Difference", "Magnitude", "compare", "compare_adapters"]

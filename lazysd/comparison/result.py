@@ -11,15 +11,14 @@ from .folding import Moved, by_layer, html_table, text_table
 from .magnitude import Magnitude
 
 MAX_SHOWN = 20
+ABSENT = "absent"  # the kind of a difference that nobody can see: a side lacks the shard
 
 
 class Difference(NamedTuple):
     """The first place where two tensors of one key differ."""
 
     key: str
-    kind: (
-        str  # "missing", "extra", "shape", "dtype", "values"; of adapters "scale", "rank", "setting", "adapter_config"
-    )
+    kind: str  # "missing", "extra", ABSENT, "shape", "dtype", "values"; of adapters "scale", "rank", "setting", …
     detail: str
     position: tuple[int, ...] | None = None  # of the first differing element
     num_different: int = 0  # elements with other bits; other kinds leave it 0
@@ -39,7 +38,7 @@ class Comparison:
 
     @property
     def equal(self) -> bool:
-        """Whether nothing that was looked at differs: keys, shapes, dtypes, what adapters state, and all bits."""
+        """Whether nothing differs: keys, shapes, dtypes, what adapters state, all bits; and no shard is missing."""
         return not self.differences
 
     def rows(self, sort: str = "relative") -> list[Moved]:
@@ -76,6 +75,8 @@ class Comparison:
         return f"{looked}; their values were not looked at (--no-values)"
 
     def _verb(self, kind: str, number: int) -> str:
+        if kind == ABSENT:
+            return "not compared, in missing shards"
         only = {"missing": self.names[1], "extra": self.names[0]}.get(kind)
         return f"only in {only}" if only else f"{'differs' if number == 1 else 'differ'} in {kind}"
 

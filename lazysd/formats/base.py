@@ -11,6 +11,7 @@ from functools import cached_property
 from itertools import chain
 from typing import ClassVar, NamedTuple, Protocol
 
+from ..facts import Absent
 from ..stores.base import File, Listing, Place
 
 # Names of files that hold weights, or say where weights are: never copied as they are beside converted ones.
@@ -91,6 +92,7 @@ class Contents(NamedTuple):
     used: frozenset[str]  # names of the folder's files that went into this
     remarks: tuple[str, ...] = ()  # sentences for the user: what is left out, and which evidence decided
     named: frozenset[str] = frozenset()  # files that a remark names, and that need no other
+    absent: Absent | None = None  # shards that belong to it and are not there; `opening` decides what comes of it
 
 
 class Folder:

@@ -7,6 +7,7 @@ import pkgutil
 from functools import cache
 
 from ..errors import FormatError, MissingShardError, UnsupportedCheckpointError
+from ..facts import begun_downloads
 from ..stores.strict_json import listing
 from . import __path__ as _folder
 from .base import WEIGHTS, Container, Contents, Folder
@@ -46,7 +47,10 @@ def read(folder: Folder) -> Contents:
             f"cannot open {folder.path}: it is a pipeline of several models, {listing(parts)}; open one of them, "
             f"for instance {folder.path.rstrip('/')}/{parts[0]}"
         )
-    raise MissingShardError(f"cannot open {folder.path}: expected .safetensors files, found none; check the path")
+    begun = begun_downloads(folder.store.unfinished())
+    below = sorted({name.rpartition("/")[0] for name in folder.listing.files if "/" in name and name.endswith(WEIGHTS)})
+    step = f"folders in it hold weights, {listing(below)}; open one of them" if below else "check the path"
+    raise MissingShardError(f"cannot open {folder.path}: expected .safetensors files, found none{begun}; {step}")
 
 
 def _parts(folder: Folder) -> list[str]:

@@ -193,6 +193,7 @@ def plan_checkpoint(
     format: str,
 ) -> Plan:
     """The plan of a checkpoint's save. See Checkpoint.plan."""
+    facts.check_whole("save")
     stem = "model"
     if facts.is_adapter:
         stem, max_shard_size = "adapter_model", sys.maxsize  # PEFT reads adapter_model.safetensors and no shards

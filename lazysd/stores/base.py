@@ -106,6 +106,10 @@ class Store(ABC):
     def has(self, name: str) -> bool:
         """Whether a file of that very name is there, hidden ones included; links out of the folder count."""
 
+    def unfinished(self) -> tuple[int, ...]:
+        """Bytes so far of each download into the folder that is not finished, where a client's files tell."""
+        return ()
+
     @abstractmethod
     def open(self, name: str) -> File:
         """A file of the folder.

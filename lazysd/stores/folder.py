@@ -10,7 +10,7 @@ from typing import Any
 
 from ..errors import FormatError, MissingShardError, ReadError, UnsafePathError
 from .base import Listing, Options, Place, Store, is_hidden, is_plain
-from .hub_cache import cached_model, is_model, snapshot
+from .hub_cache import LOCAL_DOWNLOADS, cached_model, is_model, snapshot, unfinished
 from .local import LocalFile
 from .regular import check_regular, kind_of
 from .strict_json import show
@@ -97,6 +97,9 @@ class LocalStore(Store):
             return is_plain(name) and os.path.isfile(self.folder / name)
         except OSError:
             return False
+
+    def unfinished(self) -> tuple[int, ...]:
+        return unfinished([*_blobs(self._home), self._home / "blobs", self._home / LOCAL_DOWNLOADS])
 
     def open(self, name: str) -> LocalFile:
         return LocalFile(str(self.real_path(name)), io=self.options.io, name=name)

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from itertools import compress
 
 from ... import dtypes
 from ...dtypes import PACKED
 from ...errors import FormatError, UnsupportedCheckpointError
+from ...facts import Absent
 from ...stores.base import File
 from ...stores.strict_json import listing, show
 from ...stores.together import together
@@ -15,7 +17,7 @@ from ..base import Columns, Contents, Folder, Kind, WholeTensors
 from . import rank_slices
 from .entries import Header
 from .header import read_header
-from .index import INDEX, SAFETENSORS, check_weight_map, find_shards
+from .index import INDEX, SAFETENSORS, ShardSet, check_weight_map, find_shards
 
 
 class Safetensors:
@@ -40,14 +42,28 @@ class Safetensors:
         if shards.weight_map is None:
             _check_once(folder, headers)
         else:
-            keys = {file.name: header.keys for file, header in headers.items()}
+            keys = {file.name: list(header.keys) for file, header in headers.items()}
+            for key, name in shards.absent.homes.items() if shards.absent and shards.absent.homes else ():
+                keys.setdefault(name, []).append(key)  # what nobody can look into holds what the index says
             remarks += check_weight_map(shards.weight_map, keys, f"{folder.store.path}/{shards.index_name}")
         metadata, differing = merged_metadata(headers)
         used = {*shards.names, *([shards.index_name] if shards.index_name else [])}
-        twice = shards.weight_map and len(shards.weight_map) < sum(len(header.keys) for header in headers.values())
+        absent = _sized(shards, headers)
+        num_named = len(shards.weight_map or ()) - len(absent.homes or () if absent else ())
+        twice = shards.weight_map and num_named < sum(len(header.keys) for header in headers.values())
         chosen = shards.weight_map if twice else None
         tensors = WholeTensors([_columns(file, header, chosen) for file, header in headers.items()])
-        return Contents(tensors, tuple(files), metadata, frozenset(used), (*remarks, *differing), shards.named)
+        said = (*remarks, *differing)
+        return Contents(tensors, tuple(files), metadata, frozenset(used), said, shards.named, absent)
+
+
+def _sized(shards: ShardSet, headers: Mapping[File, Header]) -> Absent | None:
+    """What is missing, with its bytes, where the index says how many there are in all and that can be."""
+    total = shards.index_metadata.get("total_size")
+    if shards.absent is None or type(total) is not int:
+        return shards.absent
+    rest = total - sum(kind.nbytes for header in headers.values() for kind in header.kinds)
+    return replace(shards.absent, nbytes=rest) if 0 < rest < 1 << 63 else shards.absent
 
 
 def read_headers(files: Iterable[File]) -> dict[File, Header]:

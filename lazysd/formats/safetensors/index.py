@@ -9,11 +9,12 @@ import json
 import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
-from itertools import repeat
+from itertools import islice, repeat
 from operator import eq
 from typing import Any, NamedTuple
 
 from ...errors import FormatError, MissingShardError, UnsupportedCheckpointError
+from ...facts import Absent
 from ...stores.base import File
 from ...stores.strict_json import listing, read_json, show
 from ..base import WEIGHTS, Folder, sentence
@@ -22,6 +23,7 @@ SAFETENSORS = ".safetensors"
 INDEX = re.compile(
     r".+\.safetensors\.index(?:\.[^./]+)?\.json"
 )  # a variant's name stands before .json: index.fp16.json
+MOST_NAMED = 100  # missing shards that are listed; names of files claim up to 10^9
 USUAL_INDEX = "model.safetensors.index.json"
 _USUAL = ("model.safetensors", "adapter_model.safetensors")
 _NUMBERED = re.compile(r"(.+)-(\d{1,9})-of-(\d{1,9})\.safetensors")
@@ -37,13 +39,13 @@ class ShardSet(NamedTuple):
     remarks: tuple[str, ...] = ()
     named: frozenset[str] = frozenset()  # files that the remarks name
     found: Mapping[str, File] = {}  # of an index, by their names
+    absent: Absent | None = None  # shards that are not there, and not among `names`
 
 
 def find_shards(folder: Folder) -> ShardSet:
     """Find the safetensors files of a checkpoint; reads the index, if there is one, and no shard.
 
     Raises:
-        MissingShardError: a shard that the index names is missing.
         UnsafePathError: a shard that is, or links to, a file outside the folder.
         FormatError: a damaged index, or several files and nothing to say how they belong together.
     """
@@ -55,8 +57,7 @@ def find_shards(folder: Folder) -> ShardSet:
         usual = [name for name in _USUAL if name in found]
         if usual:
             return ShardSet((usual[0],))
-        _check_numbered(folder.path, found)
-        return ShardSet(tuple(found))
+        return ShardSet(tuple(found), absent=_check_numbered(folder, found))
     chosen = USUAL_INDEX if USUAL_INDEX in indexes else indexes[0]
     if len(indexes) > 1 and chosen != USUAL_INDEX:
         raise FormatError(
@@ -138,11 +139,16 @@ def check_weight_map(
     ]
 
 
-def _check_numbered(path: str, names: list[str]) -> None:
-    """Without an index, files belong together only where their names say so, 1 to N. One file may have any name."""
+def _check_numbered(folder: Folder, names: list[str]) -> Absent | None:
+    """Without an index, files belong together only where their names say so, 1 to N. One file may have any name.
+
+    Returns:
+        The numbers that are missing; None where none is.
+    """
+    path = folder.path
     parts = [match.groups() if (match := _NUMBERED.fullmatch(name)) else None for name in names]
-    if parts == [None]:
-        return
+    if parts == [None] or not names:
+        return None
     sets = {(part[0], int(part[2])) if part else None for part in parts}
     if len(sets) > 1 or None in sets:
         raise FormatError(
@@ -151,12 +157,17 @@ def _check_numbered(path: str, names: list[str]) -> None:
         )
     total = int(parts[0][2]) if parts[0] else 0
     numbers = [int(part[1]) for part in parts if part]
-    if sorted(numbers) != list(range(1, len(names) + 1)) or len(names) != total:
-        absent = next((number for number in range(1, len(names) + 2) if number not in numbers), 0)
+    if len(set(numbers)) < len(names) or not 1 <= min(numbers) <= max(numbers) <= total:
         raise FormatError(
-            f"cannot open {path}: expected {total} shards, found {len(names)} ({listing(names)}), "
-            f"the first one missing is number {absent}; fetch the missing shards, or open a single file by its path"
+            f"cannot open {path}: expected {total} shards, found {len(names)} whose numbers do not fit together "
+            f"({listing(names)}); open a single file by its path, or write the index"
         )
+    if len(names) == total:
+        return None
+    stem, digits = names[0].rsplit("-of-", 1)[0].rpartition("-")[::2]
+    absent = islice((number for number in range(1, total + 1) if number not in numbers), MOST_NAMED)
+    gone = tuple(f"{stem}-{number:0{len(digits)}}-of-{names[0].rsplit('-of-', 1)[1]}" for number in absent)
+    return Absent(path, gone, total - len(names), total, begun=folder.store.unfinished())
 
 
 def _from_index(folder: Folder, name: str) -> ShardSet:
@@ -187,10 +198,12 @@ def _from_index(folder: Folder, name: str) -> ShardSet:
             found[shard] = folder.store.open(shard)
         except MissingShardError:
             missing.append(shard)
-    if missing:
-        num_tensors = sum(counts[shard] for shard in missing)
-        raise MissingShardError(
-            f"{file.path}: {len(missing)} of {len(counts)} shards are missing, with {num_tensors} tensors: "
-            f"{listing(missing)}; fetch them, or correct the index"
-        )
-    return ShardSet(tuple(sorted(counts)), weight_map, name, metadata, found=found)
+    absent = _absent(folder, name, weight_map, len(counts), missing) if missing else None
+    return ShardSet(tuple(sorted(found)), weight_map, name, metadata, found=found, absent=absent)
+
+
+def _absent(folder: Folder, name: str, weight_map: dict[str, str], num_shards: int, missing: list[str]) -> Absent:
+    gone = set(missing)
+    homes = {key: shard for key, shard in weight_map.items() if shard in gone}
+    where = f"{folder.store.path}/{name}"
+    return Absent(where, tuple(missing), len(missing), num_shards, homes, begun=folder.store.unfinished())
