@@ -11,6 +11,7 @@ from .arguments import checked
 from .checkpoint import Checkpoint
 from .errors import LayoutError
 from .graph.rewrite import cast
+from .quant.registry import find, settings_of
 from .tensor.lazy import LazyTensor
 
 FLOATS = ("F16", "BF16", "F32", "F64")
@@ -36,13 +37,19 @@ def cast_checkpoint(checkpoint: Checkpoint, dtype: str, everything: bool = False
         everything: cast what would stay, too.
 
     Raises:
-        LayoutError: `dtype` is no plain floating-point type; a tensor holds codes whose scales nobody knows.
+        LayoutError: `dtype` is no plain floating-point type; weights are quantised; a tensor holds codes whose scales
+            nobody knows.
     """
     code = dtypes.parse(dtype)
     if code not in FLOATS:
         raise LayoutError(
             f"cannot cast to {dtype}: values would be lost without a scale; cast to bf16, f16, f32 or f64, or quantise "
             "(--quantize)"
+        )
+    if quantised := find(checkpoint, settings_of(checkpoint.config)):
+        raise LayoutError(
+            f"cannot cast {quantised[0].key}: it is quantised ({quantised[0].scheme.name}), and its codes would stay "
+            "beside scales of another type; decode first: lazysd.quantization.dequantize, --dtype"
         )
     coded = [key for key, node in checkpoint.items() if node.code.startswith("F8") or dtypes.is_packed(node.code)]
     if coded:

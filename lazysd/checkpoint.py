@@ -217,7 +217,7 @@ class Checkpoint(Measuring, Showing, Mapping[str, LazyTensor]):
         known = self.facts.layout if family in (None, self.facts.family) else None
         evidence: Any = {"config": self.config, "stated": config, "decide": decider(adapter)}
         evidence |= {"source": source or known, "family": family or self.facts.family, "trusted": source is None}
-        with self._quantised.explained() as load:
+        with self._quantised.restated(self.config, config).explained() as load:
             choice = layouts.choose(load.plain, to, where=self.path, **evidence)
             if source or known:
                 check_stated(choice.origin, load.plain, adapter, choice.config)
@@ -227,7 +227,7 @@ class Checkpoint(Measuring, Showing, Mapping[str, LazyTensor]):
         if mesh is not None:
             from .mesh.spread import spread_experts
 
-            tensors = spread_experts(tensors, choice.target, mesh)
+            tensors = spread_experts(tensors, choice.target, mesh, load.settings)
         changes: dict[str, Any] = {"layout": choice.target.name, "family": choice.target.family}
         changes["config"] = choice.config
         if self.facts.adapter is not None or says.values:

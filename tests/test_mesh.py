@@ -14,6 +14,7 @@ import torch
 import torch.distributed as dist
 from checkpoints import assert_same, bits, by_hand, expert_key, random_hf, write
 from gloo import run_ranks
+from quantised_experts import experts as quantised_experts
 
 import lazysd
 from lazysd.errors import LayoutError, MissingExpertsError
@@ -209,6 +210,20 @@ def each_rank_reads_its_experts_only(folder: Path) -> None:
         assert torch.equal(bits(out.to_local()), bits(wanted[HEAD.format(0) + "gate_and_up_projs"].to_local()))
 
 
+def scales_go_with_their_experts(folder: Path) -> None:
+    E = 5
+    tensors, config = quantised_experts("fp8 square", E=E)
+    source = lazysd.Checkpoint({key: lazysd.from_torch(tensor) for key, tensor in tensors.items()}, config=config)
+    made, whole = source.convert("nemo", mesh=mesh(ep=dist.get_world_size())), source.convert("nemo")
+    spread = {key for key, node in made.items() if isinstance(node, LazyDTensor)}
+    assert spread == {key for key in made if ".experts." in key}
+    assert len(spread) == 4
+    mine = split_experts(E, dist.get_world_size(), dist.get_rank())
+    for key in spread:
+        local = made[key].materialize().to_local()
+        assert torch.equal(local.view(torch.uint8), whole[key][mine.start : mine.stop].materialize().view(torch.uint8))
+
+
 def rows_of_an_expert_over_ep_shard(folder: Path) -> None:
     """Where a rank's part of a row is large, it reads that part only."""
     n, wide = dist.get_world_size(), 18_432
@@ -302,6 +317,7 @@ SCENARIOS = [
     experts_beside_other_dimensions,
     only_own_experts_are_required,
     each_rank_reads_its_experts_only,
+    scales_go_with_their_experts,
     rows_of_an_expert_over_ep_shard,
     block_fp8_on_a_mesh,
     lora_beside_experts_on_a_mesh,

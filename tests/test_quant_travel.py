@@ -307,3 +307,93 @@ def test_what_is_encoded_travels() -> None:
     for scheme in ("fp8-blocks", "mxfp4-compressed", "nvfp4-modelopt", "nvfp4-compressed"):
         said = {"weight_block_size": [32, 64]} if scheme == "fp8-blocks" else {}
         assert_travels(quantize(plain, scheme, **said), "vllm")
+
+
+def parts_of(name: str, modules: dict[str, tuple[int, int]]) -> dict[str, Any]:
+    """Quantised weights of these shapes, lazily."""
+    make = SCHEMES[name][0]
+    return {
+        f"{module}.{end}": lazysd.from_torch(part)
+        for module, dims in modules.items()
+        for end, part in make(*dims).items()
+    }
+
+
+@pytest.mark.parametrize("rows", [16, 26])  # 26 is one block and ten rows: two blocks each, and four of both
+def test_what_stands_beside_experts_is_checked_like_experts(rows: int) -> None:
+    at = "language_model.model.layers.{}."
+    modules = {at.format(0) + f"mlp.{g}_proj": (rows, 64) for g in ("gate", "up")}
+    modules |= {at.format(0) + "mlp.down_proj": (64, rows)}
+    for e in range(2):
+        modules |= {at.format(1) + f"block_sparse_moe.experts.{e}.{w}": (32, 64) for w in ("w1", "w3")}
+        modules |= {at.format(1) + f"block_sparse_moe.experts.{e}.w2": (64, 32)}
+    inner = {"num_local_experts": 2, "hidden_size": 64, "intermediate_size": 32}
+    config = {"model_type": "minimax_m3_vl", "text_config": inner, "quantization_config": SCHEMES["fp8 e8m0"][1]}
+    source = lazysd.Checkpoint(parts_of("fp8 e8m0", modules), config=config)
+    if rows % 16:
+        with pytest.raises(LayoutError, match=r"0\.mlp\.gate_proj\.weight_scale_inv: parts of 26 .* would straddle"):
+            source.convert("hf-fused")
+    else:
+        assert_travels(source, "hf-fused")
+
+
+@pytest.mark.parametrize("name", ["fp8 e8m0", "8-bit a row", "mxfp4"])
+def test_interleaved_rows_of_what_stands_beside_experts(name: str) -> None:
+    """Rows with scales of their own are taken apart with them; rows that share a block are not."""
+    tensors = parts_of(name, {"model.llm.layers.0.mlp.w13_dn": (64, 64)})
+    config = {"model_type": "inkling", "quantization_config": SCHEMES[name][1]}
+    source = lazysd.Checkpoint(tensors, config=config, layout="hf", family="inkling")
+    if name.startswith("fp8"):
+        with pytest.raises(LayoutError, match=r"w13_dn\.weight_scale_inv: layout 'hf-fused' interleaves a and g"):
+            source.convert("hf-fused")
+        return
+    source = source.drop("*.input_scale")
+    assert_travels(source, "hf-fused")
+
+
+@pytest.mark.parametrize("rows", [32, 26])
+def test_dense_layers_and_shared_experts_in_megatron(rows: int) -> None:
+    source = dict(checkpoint("fp8 e8m0", E=2, I=32, H=64))
+    source = {key.replace("layers.0", "layers.1"): node for key, node in source.items() if "self_attn" not in key}
+    modules = {f"model.layers.0.mlp.{g}_proj": (rows, 64) for g in ("gate", "up")}
+    modules |= {f"model.layers.1.mlp.shared_experts.{g}_proj": (32, 64) for g in ("gate", "up")}
+    modules |= {"model.layers.0.mlp.down_proj": (64, rows), "model.layers.1.mlp.shared_experts.down_proj": (64, 32)}
+    source |= parts_of("fp8 e8m0", modules)
+    source |= {f"model.layers.{n}.post_attention_layernorm.weight": lazysd.from_torch(torch.ones(64)) for n in (0, 1)}
+    config = {"model_type": "deepseek_v3", "n_routed_experts": 2, "hidden_size": 64, "moe_intermediate_size": 32}
+    made = lazysd.Checkpoint(source, config={**config, "quantization_config": SCHEMES["fp8 e8m0"][1]})
+    if rows % 16:
+        with pytest.raises(LayoutError, match=r"0\.mlp\.gate_proj\.weight_scale_inv: parts of 26 .* would straddle"):
+            made.convert("megatron")
+    else:
+        assert_travels(made, "megatron")
+
+
+def test_how_weights_are_quantised_may_be_stated() -> None:
+    for name, sizes in (("int4", {}), ("fp8 e8m0", {"I": 48})):
+        tensors, config = experts(name, E=2, **sizes)
+        wanted = lazysd.Checkpoint({k: lazysd.from_torch(t) for k, t in tensors.items()}, config=config).convert("vllm")
+        lazy = {key: lazysd.from_torch(tensor) for key, tensor in tensors.items()}
+        made = lazysd.convert(lazy, to="vllm", config=config)
+        assert isinstance(made, lazysd.Checkpoint)
+        assert_same(made, wanted)
+        assert made.config == config
+
+
+def test_scales_of_another_type_are_named() -> None:
+    source = dict(checkpoint("nvfp4 compressed", E=2))
+    key = EXPERT.format(0, 1, "up") + ".weight_scale"
+    source[key] = lazysd.from_torch(torch.zeros(32, 4, dtype=torch.int8))
+    config = checkpoint("nvfp4 compressed", E=2).config
+    with pytest.raises(
+        LayoutError, match=r"1\.up_proj\.weight_packed is U8\[32, 32\], but \S*weight_scale is I8\[32, 4\]"
+    ):
+        lazysd.Checkpoint(source, config=config).convert("vllm")
+
+
+@pytest.mark.parametrize("name", ["int4", "mxfp4", "int8 a row", "fp8 square"])
+def test_codes_are_not_cast(name: str) -> None:
+    from lazysd.casting import cast_checkpoint
+
+    with pytest.raises(LayoutError, match=r"cannot cast \S*gate_proj\.weight.* decode first"):
+        cast_checkpoint(checkpoint(name, E=2), "f16")

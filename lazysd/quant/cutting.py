@@ -2,39 +2,52 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 
 from ..errors import LayoutError
 from ..graph.boxes import Dims
-from ..layouts.keys import KeyTemplate, parse_key
+from ..layouts.keys import parse_key
 from ..layouts.pattern import Side, parse_axes
 from ..layouts.rule import Layout, Rule
 
 
 def rule_of(layout: Layout, key: str) -> Rule | None:
-    """The rule of a layout that speaks of a plain weight's key; None where only renames do."""
-    return next((rule for rule in layout.rules if not rule.rename and parse_key(rule.to).match(key)), None)
+    """The rule of a layout that gives a plain weight's key; None where the key is what it is in the hub.
+
+    As the engine chooses: renames give way to other rules, and to renames with more literal text.
+    """
+    found = [rule for rule in layout.rules if parse_key(rule.to).match(key) is not None]
+    return max(found, key=lambda rule: (not rule.rename, parse_key(rule.to).weight), default=None)
+
+
+def turned_of(layout: Layout, keys: Iterable[str]) -> dict[str, bool]:
+    """For each kind of weight among keys of a layout, by its template in the hub: whether rows are columns there."""
+    rules = {rule.hf: rule for key in keys if (rule := rule_of(layout, key)) is not None}
+    return {hf: _turns(rule) for hf, rule in rules.items()}
 
 
 def is_turned(layout: Layout, key: str) -> bool:
     """Whether a layout stores the columns of a matrix before its rows."""
     rule = rule_of(layout, key)
-    if rule is None:
-        return False
+    return rule is not None and _turns(rule)
+
+
+def _turns(rule: Rule) -> bool:
     left, right = _sides(rule)
     if len(left.groups) < 2:
         return False
-    row, column = (group[-1] for group in left.groups[-2:])
-    where = {axis: place for place, group in enumerate(right.groups) for axis in group}
-    return where[row] > where[column]
+    places = [_place(group, right) for group in left.groups[-2:]]
+    return None not in places and places[0] > places[1]  # type: ignore[operator]
 
 
-def witnesses(origin: Layout, target: Layout) -> tuple[KeyTemplate, ...]:
-    """Keys of `origin` that decide whether a rule of either counts in a layer."""
-    called = {rule.hf: rule.to for rule in origin.rules}
-    wheres = dict.fromkeys(rule.where for rule in (*origin.rules, *target.rules) if rule.where)
-    texts = dict.fromkeys(called.get(where, where) for where in wheres)
-    return tuple(parse_key(text) for text in texts)
+def _place(group: tuple[str, ...], side: Side) -> int | None:
+    """Where the axes of a group stand on the other side."""
+    return next((place for place, other in enumerate(side.groups) if _shared(group, other)), None)
+
+
+def _shared(group: tuple[str, ...], other: tuple[str, ...]) -> bool:
+    """Whether two folds have a named axis in common."""
+    return any(axis in other and not axis.isdecimal() for axis in group)
 
 
 def part_axes(layout: Layout) -> frozenset[str]:
@@ -42,18 +55,24 @@ def part_axes(layout: Layout) -> frozenset[str]:
     return frozenset(axis for rule in layout.rules for side in _sides(rule) for axis in (side.parts or "").split("+"))
 
 
+def has_parts(layout: Layout, key: str, hub: bool) -> bool:
+    """Whether the rule for a key, of the layout or of the hub, puts unequal parts end to end."""
+    ends = ((rule.hf if hub else rule.to, rule) for rule in layout.rules if "|" in rule.axes or "+" in rule.axes)
+    return any(parse_key(text).match(key) is not None for text, _ in ends)
+
+
 def moving_axes(layout: Layout) -> frozenset[str]:
     """The axes of rows and columns, whose sizes are others where codes are packed or blocks share a scale."""
-    sides = (side for rule in layout.rules if not rule.rename for side in _sides(rule))
+    sides = (side for rule in layout.rules for side in _sides(rule))
     return frozenset(axis for side in sides for group in side.groups for axis in group[-1:]) - part_axes(layout)
 
 
 def refuse_straddling(key: str, layout: Layout, dims: Dims, cell: tuple[int, int], sizes: Mapping[str, int]) -> None:
-    """Raise LayoutError where parts that stand side by side in a tensor of the layout do not consist of whole blocks.
+    """Raise LayoutError where a layout's rule moves less than whole blocks.
 
     Args:
         key: of the plain weight, in the layout.
-        layout: whose rule puts the parts side by side.
+        layout: whose rule puts parts side by side, or takes them apart.
         dims: shape of the plain weight, as the layout stores it.
         cell: rows and columns that share a scale, as the layout stores them.
         sizes: of named axes.
@@ -62,15 +81,16 @@ def refuse_straddling(key: str, layout: Layout, dims: Dims, cell: tuple[int, int
     if rule is None:
         return
     left, right = _sides(rule)
-    moving = {group[-1] for group in left.groups[-2:]}
-    words = parse_key(rule.hf).words
+    words = {**parse_key(rule.hf).words, **parse_key(rule.to).words}
     for size, group, block in zip(dims[-2:], right.groups[-2:], cell, strict=True):
-        inner = next((axis for axis in group if axis in moving), None)
-        if inner is None or block == 1 or (len(group) == 1 and "+" not in inner):
+        there = next((other for other in left.groups if _shared(other, group)), group)
+        if block == 1 or (there == group and "+" not in "".join(group)):
             continue
-        if group[-1] != inner:
-            raise LayoutError(f"layout {layout.name!r} interleaves {' and '.join(group)}, and blocks of {block} do not")
-        for part in _parts(group, inner, size, words, sizes):
+        run = _run(there, group)
+        if not run:
+            folds = max(there, group, key=len)
+            raise LayoutError(f"layout {layout.name!r} interleaves {' and '.join(folds)}, and blocks of {block} do not")
+        for part in _parts(group, run, size, words, sizes):
             if part % block:
                 raise LayoutError(
                     f"parts of {part} stand side by side in the {size} of layout {layout.name!r}, and blocks of "
@@ -78,16 +98,28 @@ def refuse_straddling(key: str, layout: Layout, dims: Dims, cell: tuple[int, int
                 )
 
 
+def _run(one: tuple[str, ...], other: tuple[str, ...]) -> tuple[str, ...]:
+    """The innermost axes that two folds share: what stays together, whatever moves."""
+    count = 0
+    while count < min(len(one), len(other)) and one[-1 - count] == other[-1 - count]:
+        count += 1
+    return other[len(other) - count :]
+
+
 def _parts(
-    group: tuple[str, ...], inner: str, size: int, words: Mapping[str, tuple[str, ...]], sizes: Mapping[str, int]
+    group: tuple[str, ...],
+    run: tuple[str, ...],
+    size: int,
+    words: Mapping[str, tuple[str, ...]],
+    sizes: Mapping[str, int],
 ) -> Iterator[int]:
-    """The sizes of what stands side by side along an axis of `size`; 1 where that is not known."""
-    if "+" in inner:
-        yield from (sizes.get(axis, 1) for axis in inner.split("+"))
+    """The sizes of what stays together along an axis of `size`; 1 where that is not known."""
+    if "+" in run[-1]:
+        yield from (sizes.get(axis, 1) for axis in run[-1].split("+"))
         return
     count = 1
-    for axis in group:
-        count *= 1 if axis == inner else len(words[axis]) if axis in words else sizes.get(axis, 0)
+    for axis in group[: len(group) - len(run)]:
+        count *= len(words[axis]) if axis in words else int(axis) if axis.isdecimal() else sizes.get(axis, 0)
     yield size // count if count else 1
 
 

@@ -12,7 +12,7 @@ from typing import Any
 from ..errors import LayoutError
 from ..graph.node import Node
 from ..stores.strict_json import show
-from .base import CODES, Form, Scheme, Settings, Weight, method_of
+from .base import CODES, FP8, Form, Scheme, Settings, Weight, label, method_of
 
 Claim = tuple[Scheme, Form]
 
@@ -150,10 +150,7 @@ def _explain(key: str, claims: list[tuple[str, Claim]], tensors: Mapping[str, No
         codes = stem + form.required["codes"]
         lacking = [stem + other for other in form.required.values() if stem + other not in tensors]
         if not lacking:
-            raise LayoutError(
-                f"{codes} has scales, but is {tensors[codes].code} and not {scheme.wants}; "
-                "lazysd does not know this format"
-            )
+            raise LayoutError(_misfit(codes, stem, scheme, form, tensors))
         missing.append((codes, form, lacking))
     codes, form, lacking = min(missing, key=lambda found: len(found[2]))
     if codes in lacking and form.anchor != "codes":
@@ -161,6 +158,17 @@ def _explain(key: str, claims: list[tuple[str, Claim]], tensors: Mapping[str, No
     else:
         alone = f"{key} means nothing without {' and '.join(lacking)}, missing here"
     raise LayoutError(f"{alone}; is a shard missing?")
+
+
+def _misfit(codes: str, stem: str, scheme: Scheme, form: Form, tensors: Mapping[str, Node]) -> str:
+    """What is wrong with tensors that have the names of a quantised weight."""
+    code = tensors[codes].code
+    if code not in scheme.wants and not (code in FP8 and "FP8" in scheme.wants):
+        return f"{codes} has scales, but is {code} and not {scheme.wants}; lazysd does not know this format"
+    others = ", ".join(
+        f"{stem + end} is {label(tensors[stem + end])}" for role, end in form.required.items() if role != "codes"
+    )
+    return f"{codes} is {label(tensors[codes])}, but {others}; lazysd does not know this format"
 
 
 def decode(weight: Weight, tensors: Mapping[str, Node], code: str, settings: Settings) -> Node:

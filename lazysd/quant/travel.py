@@ -17,12 +17,12 @@ from ..layouts.choosing import Choice
 from ..layouts.converting import convert
 from ..layouts.keys import parse_key
 from ..layouts.pattern import parse_axes
-from ..layouts.rule import Layout
+from ..layouts.rule import Layout, Rule
 from ..tensor.lazy import LazyTensor
 from . import registry
 from .base import FLOATS, Settings, Weight
 from .companions import ADVICE, Kind, as_matrix, as_stored, kind_of
-from .cutting import is_turned, moving_axes, part_axes, refuse_straddling, rule_of, witnesses
+from .cutting import has_parts, is_turned, moving_axes, part_axes, refuse_straddling, rule_of, turned_of
 
 Tensors = Mapping[str, LazyTensor]
 
@@ -58,6 +58,11 @@ class Load:
                 self.plain[weight.key], self.weights[weight.key] = decoded, weight
             elif key not in parts:
                 self.plain[key] = node
+
+    def restated(self, config: Mapping[str, Any] | None, stated: Mapping[str, Any] | None) -> Load:
+        """The same where a caller says over config.json how weights are quantised; itself where nothing is said."""
+        said = registry.settings_of(stated)
+        return Load(self.tensors, said, self._code) if said and said != registry.settings_of(config) else self
 
     @contextmanager
     def explained(self) -> Iterator[Load]:
@@ -161,7 +166,6 @@ class _Moving:
         self._choice, self._settings, self._scheme = choice, settings, weights[0].scheme
         self._parts = part_axes(choice.origin) | part_axes(choice.target)
         self._free = moving_axes(choice.origin) | moving_axes(choice.target)
-        self._witnesses = witnesses(choice.origin, choice.target)
         self._checked: set[tuple[Any, ...]] = set()
 
     def parts(self, made: Tensors) -> dict[str, dict[str, Any]]:
@@ -205,16 +209,13 @@ class _Moving:
             for axis, size in self._choice.sizes.items()
             if axis not in self._free
         }
+        origin, target = self._choice.origin, self._choice.target
         beside = {
             key: node
             for key, node in self._plain.items()
-            if key not in parts
-            and (
-                any(template.match(key) for template in self._witnesses)
-                or ((rule := rule_of(self._choice.origin, key)) and "|" not in rule.axes and "+" not in rule.axes)
-            )
+            if key not in parts and not has_parts(origin, key, hub=False) and not has_parts(target, key, hub=True)
         }
-        return convert({**beside, **parts}, self._choice.origin, self._choice.target, sizes, self._choice.firsts)
+        return convert({**beside, **parts}, origin, target, sizes, self._choice.firsts)
 
     @contextmanager
     def _naming(self, role: str) -> Iterator[None]:
@@ -227,11 +228,11 @@ class _Moving:
 
     def _refuse_turns(self, codes: Tensors) -> None:
         """Refuse a target that transposes what has a meaning along columns only."""
-        first, target = self._weights[0], self._choice.target
+        first, origin, target = self._weights[0], self._choice.origin, self._choice.target
         if self._scheme.turns(first.nodes(self._tensors), self._settings):
             return
-        was = is_turned(self._choice.origin, first.key)
-        if any(is_turned(target, key) != was for key in codes):
+        was, is_now = turned_of(origin, (weight.key for weight in self._weights)), turned_of(target, codes)
+        if any(was.get(kind, False) != is_now.get(kind, False) for kind in {**was, **is_now}):
             raise LayoutError(
                 f"{first.parts['codes']} and {first.parts['scale']} would have to be transposed for layout "
                 f"{target.name!r}, which {self._scheme.name} codes and scales cannot be; {ADVICE}"
@@ -244,7 +245,7 @@ class _Moving:
         if seen in self._checked:
             return
         self._checked.add(seen)
-        shown = self._weights[0].parts["scale"] if layout is self._choice.target else self._scale_of(key)
+        shown = self._behind(key, layout, rule).parts["scale"]
         cell = self._scheme.cell(parts, self._settings)
         try:
             if cell is None:
@@ -256,8 +257,17 @@ class _Moving:
         except (ValueError, LayoutError) as error:
             raise LayoutError(f"{shown}: {error}; {ADVICE}") from error
 
-    def _scale_of(self, key: str) -> str:
-        return next(weight.parts["scale"] for weight in self._weights if weight.key == key)
+    def _behind(self, key: str, layout: Layout, rule: Rule | None) -> Weight:
+        """A weight that a key of a layout is made of."""
+        origin = self._choice.origin
+        for weight in self._weights:
+            if layout is origin and weight.key == key:
+                return weight
+            if layout is not origin and rule is not None:
+                before = rule_of(origin, weight.key)
+                if before.hf == rule.hf if before is not None else parse_key(rule.hf).match(weight.key):
+                    return weight
+        return self._weights[0]
 
 
 def _names(key: str, weight: Weight) -> dict[str, str]:
