@@ -37,8 +37,8 @@ lint: $(TEST)/.installed  ## ruff (format and lint) and mypy
 	$(TEST)/bin/python -m ruff check .
 	$(TEST)/bin/python -m mypy
 
-fuzz: $(TEST)/.installed  ## random graphs under random constants against eager torch: SECONDS=600, GRAPHS=100000, MUTATIONS=10000, SEED=0
-	$(TEST)/bin/python tests/fuzz.py --seconds $(or $(SECONDS),600) $(if $(GRAPHS),--graphs $(GRAPHS)) $(if $(MUTATIONS),--mutations $(MUTATIONS)) --seed $(or $(SEED),0)
+fuzz: $(TEST)/.installed  ## random graphs under random constants against eager torch: SECONDS=600, GRAPHS=100000, MUTATIONS=100000, KINDS=header, SEED=0
+	$(TEST)/bin/python tests/fuzz.py --seconds $(or $(SECONDS),600) $(if $(GRAPHS),--graphs $(GRAPHS)) $(if $(MUTATIONS),--mutations $(MUTATIONS)) $(if $(KINDS),--kinds $(KINDS)) --seed $(or $(SEED),0)
 
 # Leaks are not looked for: Python itself keeps memory to its end. Preloaded, for python is built without a sanitizer.
 sanitize: $(TEST)/.installed  ## the compiled kernel under ASan and UBSan, with and without vectors (needs gcc)

@@ -125,8 +125,8 @@ def _missing(folder: Path, noted: set[str]) -> list[Fault]:
 def _blobs(folder: Path, result: SnapshotCheck) -> Iterator[_Blob]:
     """The files of a snapshot that lead to a blob of the same cache; the others are noted."""
     home = Path(os.path.realpath(folder.parent.parent / "blobs"))
-    for root, _, names in os.walk(folder):
-        for name in sorted(names):
+    for root, folders, names in os.walk(folder):
+        for name in sorted((*names, *(name for name in folders if os.path.islink(os.path.join(root, name))))):
             place = Path(root, name)
             shown, target = os.path.relpath(place, folder), Path(os.path.realpath(place))
             etag = target.name

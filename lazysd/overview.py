@@ -86,14 +86,14 @@ def _parameters(ckpt: Checkpoint) -> tuple[dict[str, int], dict[str, int], str |
     try:
         settings = registry.settings_of(ckpt.config)
         weights = registry.find(ckpt, settings)
+        shapes = [registry.dims(weight, ckpt, settings) for weight in weights]
     except LazysdError as error:
         return counts, {}, f"the quantised weights cannot be read: {error}"
-    for weight in weights:
-        parts = weight.nodes(ckpt)
+    for weight, dims in zip(weights, shapes, strict=True):
         schemes[weight.scheme.name] += 1
         for part in registry.parts_of([weight]):
             counts.pop(part, None)
-        counts[weight.key] = prod(weight.scheme.dims(parts, settings))
+        counts[weight.key] = prod(dims)
     return counts, dict(schemes), None
 
 

@@ -37,6 +37,7 @@ class Stored(NamedTuple):
     first: int  # element of the storage
     dims: tuple[int, ...]
     strides: tuple[int, ...]  # in elements
+    storage_nbytes: int  # that the pickle states
 
 
 class Archive:
@@ -46,6 +47,8 @@ class Archive:
         self.file, self.start, self.nbytes, self.where, self.step = file, start, nbytes, where, step
         with self._errors(), zipfile.ZipFile(Window(file, start, nbytes)) as archive:
             self._entries = {entry.filename.split("/", 1)[-1]: entry for entry in archive.infolist()}
+            if len(self._entries) != len(archive.infolist()):  # programs differ in which of two they read
+                raise FormatError(f"{where}: two records of its archive have the same name; {step}")
 
     def _errors(self) -> _NamedErrors:
         return _NamedErrors(self.where, self.step)
@@ -82,12 +85,15 @@ class Archive:
             found.append((self.start + inside, entry.file_size))
         return found
 
-    def storages(self, names: Iterable[str]) -> dict[str, tuple[int, int]]:
-        """Of each storage, (offset in the file, bytes)."""
-        wanted = list(dict.fromkeys(names))
-        for name in wanted:
+    def storages(self, tensors: Iterable[Stored]) -> dict[str, tuple[int, int]]:
+        """Of each storage of some tensors, (offset in the file, bytes)."""
+        wanted: dict[str, int] = {}
+        for tensor in tensors:
+            name, nbytes = tensor.storage, tensor.storage_nbytes
             if f"data/{name}" not in self._entries or not self._is_plain(f"data/{name}", self.nbytes):
                 raise UnsupportedCheckpointError(f"{self.where}: {show(name)} is not stored as it is; save it again")
+            if {wanted.setdefault(name, nbytes), self._entries[f"data/{name}"].file_size} != {nbytes}:
+                raise FormatError(f"{self.where}: storage {show(name)} has another size than is stated; {self.step}")
         return dict(zip(wanted, self.places(f"data/{name}" for name in wanted), strict=True))
 
     def _is_plain(self, name: str, most_nbytes: int) -> bool:
@@ -118,7 +124,9 @@ def stored_tensor(value: Any) -> Stored | None:
     shape, pitches = sizes_of(dims), sizes_of(strides)
     if len(shape) != len(pitches):
         raise ValueError(f"expected {len(shape)} strides, found {len(pitches)}")
-    return Stored(storage.args[2], code, sizes_of((first,))[0], shape, pitches)
+    start, held = sizes_of((first, storage.args[4]))
+    kind = STORAGES.get(storage.args[1].name, "U8")  # an UntypedStorage counts bytes
+    return Stored(storage.args[2], code, start, shape, pitches, held * dtypes.itemsize(kind))
 
 
 def span(dims: tuple[int, ...], strides: tuple[int, ...]) -> int:

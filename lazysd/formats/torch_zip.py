@@ -106,7 +106,7 @@ def read_archive(file: File) -> tuple[dict[str, StoredTensor], list[str]]:
         raise FormatError(f"{file.path}: not what torch.save writes ({show(repr(error))}); {AGAIN}") from error
     if not stored:
         raise UnsupportedCheckpointError(f"cannot open {file.path}: it holds no tensor, only {listing(others)}")
-    places = archive.storages(tensor.storage for tensor in stored.values() if prod(tensor.dims))
+    places = archive.storages(tensor for tensor in stored.values() if prod(tensor.dims))
     tensors = {key: _placed(file, key, tensor, places) for key, tensor in stored.items()}
     return tensors, others
 

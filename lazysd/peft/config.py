@@ -35,12 +35,12 @@ class AdapterConfig:
 
     def __post_init__(self) -> None:
         for name in ("rank_pattern", "alpha_pattern"):
-            if not isinstance(self.values.get(name) or {}, Mapping):
+            if not isinstance(self.values.get(name), (Mapping, type(None))):
                 raise LayoutError(f"{CONFIG}: {name} should map names to numbers, it is {self.values[name]!r}")
         for name, others in (("target_parameters", ()), ("target_modules", (str,))):
-            value = self.values.get(name) or []
+            value = self.values.get(name)
             names = value if isinstance(value, (list, tuple)) else [None]
-            if not isinstance(value, others) and not all(isinstance(item, str) for item in names):
+            if not isinstance(value, (*others, type(None))) and not all(isinstance(item, str) for item in names):
                 raise LayoutError(f"{CONFIG}: {name} should be a list of names, it is {self.values[name]!r}")
 
     def stating(self, config: Mapping[str, Any] | None) -> AdapterConfig:

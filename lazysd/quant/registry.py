@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import pkgutil
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -173,8 +174,20 @@ def _misfit(codes: str, stem: str, scheme: Scheme, form: Form, tensors: Mapping[
 
 def decode(weight: Weight, tensors: Mapping[str, Node], code: str, settings: Settings) -> Node:
     """The plain weight, of dtype `code`, as a node. Raises LayoutError with its name where the tensors do not fit."""
-    try:
+    with _naming(weight):
         return weight.scheme.decode(weight.nodes(tensors), code, settings)
+
+
+def dims(weight: Weight, tensors: Mapping[str, Node], settings: Settings) -> tuple[int, ...]:
+    """The shape of the plain weight. Raises LayoutError with its name where the tensors do not fit."""
+    with _naming(weight):
+        return weight.scheme.dims(weight.nodes(tensors), settings)
+
+
+@contextmanager
+def _naming(weight: Weight) -> Iterator[None]:
+    try:
+        yield
     except (ValueError, LayoutError) as error:
         hint = "; block sizes come from weight_block_size in config.json" if "blocks of" in str(error) else ""
         raise LayoutError(f"{weight.key} ({weight.scheme.name}): {error}{hint}") from error

@@ -36,7 +36,7 @@ def blocks_by_shape(codes: Dims, scale: Dims, stated: list[tuple[int, int]]) -> 
     """
     *lead, rows, columns = codes
     if scale in ((*lead, rows, 1), (*lead, rows)):
-        return (1, columns), (*lead, rows, 1)
+        return (1, max(columns, 1)), (*lead, rows, 1)
     for block in stated:
         if scale == block_counts(codes, block):
             return block, scale
@@ -44,7 +44,7 @@ def blocks_by_shape(codes: Dims, scale: Dims, stated: list[tuple[int, int]]) -> 
     if per in (1, 2) and not rows % per and prod(lead) * per == prod(scale):
         flat = tuple(size for size in scale if size != 1)
         if flat == tuple(size for size in (*lead, per) if size != 1) and (lead or per == 1):
-            return (rows // per, columns), (*lead, per, 1)
+            return (max(rows // per, 1), max(columns, 1)), (*lead, per, 1)
     shown = ", ".join(f"{rows} x {columns}" for rows, columns in stated) or "none"
     raise ValueError(
         f"scales {list(scale)} are neither one for the tensor, nor one a row of codes {list(codes)}, nor one a block "

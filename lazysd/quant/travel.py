@@ -246,8 +246,8 @@ class _Moving:
             return
         self._checked.add(seen)
         shown = self._behind(key, layout, rule).parts["scale"]
-        cell = self._scheme.cell(parts, self._settings)
         try:
+            cell = self._scheme.cell(parts, self._settings)
             if cell is None:
                 raise LayoutError(f"{self._scheme.name} stores a weight so that it cannot be split")
             refuse_straddling(key, layout, plain.dims, cell, self._choice.sizes)

@@ -10,8 +10,9 @@ import json
 import os
 import zlib
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, BinaryIO, NamedTuple
 
 from ..errors import FormatError, MissingShardError
 from ..stores.journal import Finished, Notes
@@ -109,23 +110,27 @@ def read_manifest(folder: Path) -> Manifest:
     if not _is_whole(path):
         return _before_checksums(path)
     facts: dict[str, Any] = {}
-    with open(path, "rb") as file:
+    with _damage(path), open(path, "rb") as file:
         file.readline()
-        for line in iter(file.readline, _TENSORS):
+        for line in _until_tensors(file):
             facts |= json.loads(b"{" + line.rstrip(b",\n") + b"}")
-    del facts["shards"]  # files has them too
-    files = {name: Record(record["nbytes"], int(record["crc32"], 16)) for name, record in facts.pop("files").items()}
-    return Manifest(facts, files)
+        facts.pop("shards", None)  # files has them too
+        return Manifest(facts, {name: _record(said) for name, said in facts.pop("files").items()})
 
 
 def entries(folder: Path) -> Iterator[Entry]:
-    """What the manifest says of every tensor, one by one, in the order of the shards. Call read_manifest before."""
+    """What the manifest says of every tensor, one by one, in the order of the shards. Call read_manifest before.
+
+    Raises:
+        FormatError: a line says something else.
+    """
     path = folder / MANIFEST
     if not _is_whole(path):
-        yield from _parsed(json.loads(path.read_bytes())["tensors"])
+        with _damage(path):
+            yield from _parsed(json.loads(path.read_bytes())["tensors"])
         return
-    with open(path, "rb") as file:
-        while file.readline() != _TENSORS:
+    with _damage(path), open(path, "rb") as file:
+        for _ in _until_tensors(file):
             pass
         for line in file:
             if not line.startswith(b"  "):
@@ -135,15 +140,17 @@ def entries(folder: Path) -> Iterator[Entry]:
 
 def recover(folder: Path) -> Notes:
     """What a folder's manifest says of finished shards: it stands in for a journal that has gone."""
+    checksums: dict[str, bytearray] = {}
     try:
         found = read_manifest(folder)
+        for entry in entries(folder):
+            checksums.setdefault(entry.shard, bytearray()).extend(entry.crc32.to_bytes(4, "big"))
     except (MissingShardError, FormatError):
         return Notes(None, {}, {})
-    checksums: dict[str, bytearray] = {}
-    for entry in entries(folder):
-        checksums.setdefault(entry.shard, bytearray()).extend(entry.crc32.to_bytes(4, "big"))
-    finished = {name: Finished(*found.files[name], bytes(sums)) for name, sums in checksums.items()}
-    return Notes(found.facts["plan"], {}, finished)
+    finished = {
+        name: Finished(*found.files[name], bytes(sums)) for name, sums in checksums.items() if name in found.files
+    }
+    return Notes(found.facts.get("plan"), {}, finished)
 
 
 def _is_whole(path: Path) -> bool:
@@ -160,20 +167,49 @@ def _is_whole(path: Path) -> bool:
 
 def _before_checksums(path: Path) -> Manifest:
     """A manifest of version 0.1.0, which had no checksum of its own; whatever else has none is damaged."""
-    try:
+    with _damage(path, "its checksum does not hold"):
         facts = json.loads(path.read_bytes())
-        if "files" in facts or "crc32" in facts:
+        if "files" in facts or "crc32" in facts or not isinstance(facts.pop("tensors"), dict):
             raise ValueError
         shards = facts.pop("shards")
-        if not isinstance(facts.pop("tensors"), dict):
-            raise TypeError
         return Manifest(
             facts, {name: Record((path.parent / name).stat().st_size, int(crc, 16)) for name, crc in shards.items()}
         )
-    except (ValueError, TypeError, KeyError, AttributeError, RecursionError, OSError):
-        raise FormatError(f"{path} is damaged: its checksum does not hold; what it says cannot be trusted") from None
+
+
+@contextmanager
+def _damage(path: Path, what: str = "it is not what a save writes") -> Iterator[None]:
+    """What a manifest that no save has written makes go wrong is a FormatError."""
+    try:
+        yield
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError, OSError) as error:
+        raise FormatError(f"{path} is damaged: {what} ({error!r}); what it says cannot be trusted") from error
+
+
+def _until_tensors(file: BinaryIO) -> Iterator[bytes]:
+    """The lines before those of the tensors."""
+    for line in file:
+        if line == _TENSORS:
+            return
+        yield line
+    raise ValueError("it says nothing of tensors")
+
+
+def _record(said: Any) -> Record:
+    if not _is_size(said["nbytes"]):
+        raise ValueError(f"{said['nbytes']!r} is no size")
+    return Record(said["nbytes"], int(said["crc32"], 16))
 
 
 def _parsed(content: Mapping[str, Any]) -> Iterator[Entry]:
-    for key, entry in content.items():
-        yield Entry(key, entry["dtype"], tuple(entry["shape"]), entry["shard"], int(entry["crc32"], 16))
+    for key, said in content.items():
+        entry = Entry(key, said["dtype"], tuple(said["shape"]), said["shard"], int(said["crc32"], 16))
+        if not isinstance(entry.code, str) or not isinstance(entry.shard, str) or not all(map(_is_size, entry.shape)):
+            raise ValueError(f"{said!r} is no tensor")
+        if not 0 <= entry.crc32 < 1 << 32:
+            raise ValueError(f"{said['crc32']!r} is no checksum")
+        yield entry
+
+
+def _is_size(value: Any) -> bool:
+    return type(value) is int and value >= 0

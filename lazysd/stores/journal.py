@@ -6,11 +6,12 @@ import json
 import os
 import threading
 import zlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
 JOURNAL = ".lazysd-journal.jsonl"
+_LONGEST_NBYTES = 64 << 20  # of a line: a shard of eight million tensors
 
 
 class Finished(NamedTuple):
@@ -69,18 +70,24 @@ class Journal:
         about: dict[str, str] = {}
         finished: dict[str, Finished] = {}
         failed = False
-        for raw in self.path.read_bytes().splitlines():
-            line = _parsed(raw)
-            if line is None or not isinstance(line.get("plan"), str) or plan not in (None, line["plan"]):
+        for line in self._lines():
+            if not isinstance(line.get("plan"), str) or plan not in (None, line["plan"]):
                 continue
             plan = line["plan"]
-            if "about" in line:
+            if isinstance(line.get("about"), dict):
                 about = line["about"]
             elif "failed" in line:
                 failed = True
             elif shard := _shard(line):
                 finished[line["shard"]] = shard
         return Notes(plan, about, finished, failed)
+
+    def _lines(self) -> Iterator[dict[str, Any]]:
+        """The content of intact lines; what has no end is read in pieces, none of which is a line."""
+        with open(self.path, "rb") as file:
+            while raw := file.readline(_LONGEST_NBYTES):
+                if (line := _parsed(raw.rstrip(b"\r\n"))) is not None:
+                    yield line
 
 
 def write_file(path: Path, data: bytes) -> None:
@@ -120,13 +127,14 @@ def _parsed(raw: bytes) -> dict[str, Any] | None:
         return None
     try:
         value = json.loads(text)
-    except ValueError:
+    except (ValueError, RecursionError):
         return None
     return value if isinstance(value, dict) else None
 
 
 def _shard(line: dict[str, Any]) -> Finished | None:
     try:
-        return Finished(int(line["nbytes"]), int(line["crc32"]), bytes.fromhex(line["tensors"]))
-    except (KeyError, TypeError, ValueError):
+        shard = Finished(int(line["nbytes"]), int(line["crc32"]), bytes.fromhex(line["tensors"]))
+    except (KeyError, TypeError, ValueError, OverflowError):
         return None
+    return shard if isinstance(line.get("shard"), str) else None

@@ -141,7 +141,7 @@ def _locate(folder: Folder, name: str, wanted: list[_Wanted], chunks: dict[str, 
                 f"{AGAIN}"
             )
         itemsize = dtypes.itemsize(item.code)
-        start, nbytes = archive.storages([tensor.storage])[tensor.storage]
+        start, nbytes = archive.storages([tensor])[tensor.storage]
         extent = span(tensor.dims, tensor.strides)
         if extent != prod(tensor.dims) or (tensor.first + extent) * itemsize > nbytes:
             raise UnsupportedCheckpointError(f"{where}: the tensor is not stored whole and dense; save it again")
