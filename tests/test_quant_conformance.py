@@ -166,6 +166,12 @@ class TestMxfp4Compressed(SchemeSuite):
         ]
 
 
+class TestMxfp4Vllm(TestMxfp4Compressed):
+    scheme = registry.get("mxfp4-vllm")
+    settings: ClassVar[Any] = {"quant_method": "mxfp4"}
+    encodes = False
+
+
 class TestMxfp4Original(TestMxfp4Compressed):
     scheme = registry.get("mxfp4-original")
     settings: ClassVar[Any] = {"quant_method": "mxfp4"}

@@ -223,29 +223,51 @@ def test_what_cannot_be_cut_is_refused_by_name(method: str) -> None:
     assert_same(source.convert("hf") if method == "gptq" else source, source)
 
 
-def test_gpt_oss_keeps_its_blocks() -> None:
-    at = "model.layers.0.mlp.experts."
+def gpt_oss(E: int = 12, I: int = 32, H: int = 64) -> tuple[dict[str, torch.Tensor], lazysd.Checkpoint]:  # noqa: E741
     tensors = {
-        at + "gate_up_proj_blocks": torch.randint(0, 256, (12, 64, 2, 16), dtype=torch.uint8),
-        at + "gate_up_proj_scales": torch.randint(0, 255, (12, 64, 2), dtype=torch.uint8),
-        at + "gate_up_proj_bias": torch.randn(12, 64).bfloat16(),
-        at + "down_proj_blocks": torch.randint(0, 256, (12, 64, 1, 16), dtype=torch.uint8),
-        at + "down_proj_scales": torch.randint(0, 255, (12, 64, 1), dtype=torch.uint8),
-        at + "down_proj_bias": torch.randn(12, 64).bfloat16(),
-        "model.layers.0.mlp.router.weight": torch.randn(12, 64).bfloat16(),
+        AT + "gate_up_proj_blocks": torch.randint(0, 256, (E, 2 * I, H // 32, 16), dtype=torch.uint8),
+        AT + "gate_up_proj_scales": torch.randint(0, 255, (E, 2 * I, H // 32), dtype=torch.uint8),
+        AT + "gate_up_proj_bias": torch.randn(E, 2 * I).bfloat16(),
+        AT + "down_proj_blocks": torch.randint(0, 256, (E, H, I // 32, 16), dtype=torch.uint8),
+        AT + "down_proj_scales": torch.randint(0, 255, (E, H, I // 32), dtype=torch.uint8),
+        AT + "down_proj_bias": torch.randn(E, H).bfloat16(),
+        "model.layers.0.mlp.router.weight": torch.randn(E, H).bfloat16(),
         "model.layers.0.self_attn.sinks": torch.randn(4).bfloat16(),
     }
-    config = {"model_type": "gpt_oss", "num_local_experts": 12, "hidden_size": 64, "intermediate_size": 32}
+    config = {"model_type": "gpt_oss", "num_local_experts": E, "hidden_size": H, "intermediate_size": I}
     config["quantization_config"] = {"quant_method": "mxfp4"}
-    source = lazysd.Checkpoint({key: lazysd.from_torch(node) for key, node in tensors.items()}, config=config)
+    return tensors, lazysd.Checkpoint({key: lazysd.from_torch(node) for key, node in tensors.items()}, config=config)
+
+
+@pytest.mark.parametrize("sizes", [{}, {"I": 32, "H": 32}, {"I": 32, "H": 64, "E": 1}])
+def test_gpt_oss_keeps_its_blocks(sizes: dict[str, int]) -> None:
+    source = gpt_oss(**sizes)[1]
     assert (source.layout, source.family) == ("hf", "gpt_oss")
-    for to in ("hf-fused", "nemo"):
+    layouts = ("hf-fused", "nemo", "vllm", "torchtitan")
+    for to in layouts:
         assert_travels(source, to)
-    assert at + "gate_and_up_projs_blocks" in source.convert("nemo")
-    with pytest.raises(
-        LayoutError, match=r"gate_up_proj_scales: mxfp4 stores a weight so that it cannot be split.*bf16"
-    ):
-        source.convert("vllm")
+        for through in layouts:
+            assert_same(source.convert(through).convert(to), source.convert(to))
+    assert AT + "gate_and_up_projs_blocks" in source.convert("nemo")
+
+
+def test_gpt_oss_as_vllm_and_torchtitan_keep_it() -> None:
+    """Whole rows move, codes and scales alike: both programs take the stored rows in their order."""
+    tensors, source = gpt_oss()
+    made = source.convert("vllm")
+    for name, ours in (("gate_up_proj", "w13"), ("down_proj", "w2")):
+        blocks, scales = tensors[AT + name + "_blocks"], tensors[AT + name + "_scales"]
+        assert torch.equal(made[AT + ours + "_weight"].materialize(), blocks.flatten(-2))
+        assert torch.equal(made[AT + ours + "_weight_scale"].materialize(), scales)
+        assert torch.equal(made[AT + ours + "_bias"].materialize(), tensors[AT + name + "_bias"])
+    plain = dequantize(source)
+    for name, ours in (("gate_up_proj", "w13_weight"), ("down_proj", "w2_weight")):
+        wanted = plain[AT + name].materialize().transpose(1, 2)
+        assert torch.equal(plain.convert("vllm")[AT + ours].materialize(), wanted)
+    made, at = source.convert("torchtitan"), "layers.0.moe.routed_experts.inner_experts."
+    for name, ours in (("gate_up_proj", "mlp1_weight"), ("down_proj", "mlp2_weight")):
+        assert torch.equal(made[at + ours + ".blocks"].materialize(), tensors[AT + name + "_blocks"])
+        assert torch.equal(made[at + ours + ".scales"].materialize(), tensors[AT + name + "_scales"])
 
 
 def test_kimi_k2_int4() -> None:

@@ -22,6 +22,16 @@ FAMILIES = (
                 },
                 renames=((LAYER + "router.{w:weight|bias}", LAYER + "gate.{w:weight|bias}"),),
             ),
+            "vllm": Speech(
+                form={
+                    "gate_up": ("w13_weight", "e (i g) h"),
+                    "down": ("w2_weight", "e h i"),
+                    "gate_up_bias": ("w13_bias", "e (i g)"),
+                    "down_bias": ("w2_bias", "e h"),
+                },
+                description="vLLM at run time: w13 holds gate and up row by row, w2 down, experts stacked",
+                source="vLLM 0.11, model_executor/models/gpt_oss.py, whose swigluoai takes turns (read, not run)",
+            ),
             "torchtitan": Speech(
                 source="torchtitan 0.3.0, the shapes that its reader of MXFP4 gives (read, not run)",
                 form={

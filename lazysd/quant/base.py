@@ -74,6 +74,10 @@ class Weight:
         """The tensors by their roles."""
         return {role: tensors[key] for role, key in self.parts.items()}
 
+    def laid(self, tensors: Mapping[str, Node]) -> dict[str, Node]:
+        """The tensors by their roles, in the shapes that rules move."""
+        return self.scheme.laid(self.nodes(tensors))
+
 
 class Scheme(ABC):
     """A few-bit format."""
@@ -82,6 +86,7 @@ class Scheme(ABC):
     methods: ClassVar[tuple[str, ...]]  # values of quant_method that may mean it
     forms: ClassVar[tuple[Form, ...]]
     lists: ClassVar[str] = "modules_to_not_convert"  # where its quantization_config lists what stays plain
+    keeps_rows: ClassVar[bool] = False  # whether rows stay rows, under other names, where a layout transposes weights
     wants: ClassVar[str]  # what the codes have to be, for errors: "FP8"
 
     @abstractmethod
@@ -121,6 +126,22 @@ class Scheme(ABC):
     def turns(self, parts: Parts, settings: Settings) -> bool:
         """Whether codes and scales may both be transposed, and mean the same under the same quantization_config."""
         return False
+
+    def laid(self, parts: Parts) -> dict[str, Node]:
+        """The parts with as many axes as the plain weight, rows and columns where it has them, for rules to move."""
+        return dict(parts)
+
+    def unlaid(self, parts: Parts) -> dict[str, Node]:
+        """laid(), undone."""
+        return dict(parts)
+
+    def carried_as(self, key: str, turned: bool) -> tuple[Scheme, Form] | None:
+        """The scheme, and its names, in which the same codes stand for a weight that is called `key` now.
+
+        `turned`: rows and columns of the plain weight have changed places. None where nothing has names for it.
+        """
+        form = next((form for form in self.forms if key.endswith(form.weight)), None)
+        return None if form is None else (self, form)
 
     def take_over(self, other: Scheme, parts: Parts, settings: Settings) -> dict[str, Node] | None:
         """The parts, in this scheme, of a weight that another scheme stores, with the very same values.

@@ -32,7 +32,7 @@ def kind_of(weight: Weight, tensors: Mapping[str, Any]) -> Kind:
     A part is stored "full" (with as many axes as the codes), as "rows" (without the last axis), as "number" (one for
     the weight; in a fused group one for each expert and part of it), or as the "shape" of the plain weight.
     """
-    nodes = weight.nodes(tensors)
+    nodes = weight.laid(tensors)
     roles = sorted(role for role in nodes if role != "codes")
     return Kind(weight.scheme.name, (("codes", "full"), *((role, _stored(weight, role, nodes)) for role in roles)))
 
@@ -45,20 +45,22 @@ def _stored(weight: Weight, role: str, nodes: Mapping[str, Any]) -> str:
     return "rows" if nodes[role].dims == nodes["codes"].dims[:-1] else "full"
 
 
-def as_matrix(weight: Weight, role: str, stored: str, turned: bool, settings: Settings, tensors: Any) -> LazyTensor:
+def as_matrix(
+    weight: Weight, role: str, stored: str, turned: bool, settings: Settings, nodes: Mapping[str, Any]
+) -> LazyTensor:
     """A part of a weight with as many axes as its codes.
 
     Args:
         weight, role, stored: as kind_of() says.
         turned: whether the codes have columns before rows.
         settings: what quantization_config says.
-        tensors: key -> tensor.
+        nodes: its parts by their roles, as laid() has them.
 
     Raises:
         LayoutError: naming the part, where its shape says of no row which it belongs to.
     """
-    key, codes = weight.parts[role], tensors[weight.parts["codes"]]
-    made: LazyTensor = tensors[key]
+    key, codes = weight.parts[role], nodes["codes"]
+    made: LazyTensor = nodes[role]
     node = made
     if stored == "number":
         made = _number(node, codes, turned, weight.scheme.number_dims(settings), key)

@@ -20,10 +20,15 @@ def rule_of(layout: Layout, key: str) -> Rule | None:
     return max(found, key=lambda rule: (not rule.rename, parse_key(rule.to).weight), default=None)
 
 
+def hub_of(rule: Rule) -> str:
+    """What a rule calls its weights in the hub, the same for all layouts, with a prefix or without."""
+    return rule.hf.replace("{prefix}", "model.")
+
+
 def turned_of(layout: Layout, keys: Iterable[str]) -> dict[str, bool]:
-    """For each kind of weight among keys of a layout, by its template in the hub: whether rows are columns there."""
-    rules = {rule.hf: rule for key in keys if (rule := rule_of(layout, key)) is not None}
-    return {hf: _turns(rule) for hf, rule in rules.items()}
+    """For each kind of weight among keys of a layout, as the hub calls it: whether its rows are columns there."""
+    rules = {rule for key in keys if (rule := rule_of(layout, key)) is not None}
+    return {hub_of(rule): _turns(rule) for rule in rules}
 
 
 def is_turned(layout: Layout, key: str) -> bool:

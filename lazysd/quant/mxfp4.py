@@ -27,6 +27,8 @@ class Mxfp4(Scheme):
 
     name = "mxfp4"
     methods = ("mxfp4",)
+    transposes: ClassVar[bool] = True  # whether the plain weight has the stored rows as its columns
+    keeps_rows = True
     wants = "U8 in blocks of 16 bytes"
     forms: ClassVar[tuple[Form, ...]] = (
         Form("", {"codes": "_blocks", "scale": "_scales"}, anchor="codes", common=True),
@@ -51,18 +53,39 @@ class Mxfp4(Scheme):
         return build(DecodeNibbles(FP4_VALUES, 2, GROUP, code), (packed, scale))
 
     def decode(self, parts: Parts, code: str, settings: Settings) -> Node:
-        made = self.rows(parts, code)
-        n = made.ndim
-        return build(Permute((*range(n - 2), n - 1, n - 2)), (made,))
+        return self._turned(self.rows(parts, code))
 
     def encode(self, node: Node, settings: Settings) -> dict[str, Node]:
-        n = node.ndim
-        return self.encode_rows(build(Permute((*range(n - 2), n - 1, n - 2)), (node,)) if n > 1 else node)
-
-    def encode_rows(self, rows: Node) -> dict[str, Node]:
-        """Blocks and scales of a weight (..., rows, columns)."""
+        rows = self._turned(node)
         codes = build(Fp4Codes(GROUP), (rows,))
         scale = build(Fp4Scale(GROUP), (rows,))
+        return {"codes": reshape(codes, (*scale.dims, GROUP // 2)), "scale": scale}
+
+    def _turned(self, node: Node) -> Node:
+        """Stored rows as the plain weight has them, or the other way round."""
+        n = node.ndim
+        return build(Permute((*range(n - 2), n - 1, n - 2)), (node,)) if self.transposes and n > 1 else node
+
+    def cell(self, parts: Parts, settings: Settings) -> tuple[int, int] | None:
+        return (GROUP, 1) if self.transposes else (1, GROUP)
+
+    def carried_as(self, key: str, turned: bool) -> tuple[Scheme, Form] | None:
+        from . import mxfp4_original, mxfp4_vllm
+
+        if self.transposes != turned:
+            return SCHEME, SCHEME.forms[0]
+        for scheme in (mxfp4_vllm.SCHEME, mxfp4_original.SCHEME):
+            if form := next((form for form in scheme.forms if key.endswith(form.weight)), None):
+                return scheme, form
+        return None
+
+    def laid(self, parts: Parts) -> dict[str, Node]:
+        codes = parts["codes"]
+        packed = reshape(codes, (*codes.dims[:-2], codes.dims[-2] * codes.dims[-1]))
+        return {"codes": self._turned(packed), "scale": self._turned(parts["scale"])}
+
+    def unlaid(self, parts: Parts) -> dict[str, Node]:
+        codes, scale = (self._turned(parts[role]) for role in ("codes", "scale"))
         return {"codes": reshape(codes, (*scale.dims, GROUP // 2)), "scale": scale}
 
     def written_config(self, settings: Settings) -> dict[str, Any]:

@@ -7,8 +7,7 @@ from __future__ import annotations
 
 from typing import ClassVar
 
-from ..graph.node import Node
-from .base import Form, Parts, Settings
+from .base import Form
 from .mxfp4 import Mxfp4
 
 
@@ -16,15 +15,10 @@ class Mxfp4Original(Mxfp4):
     """The same blocks and scales under other names, rows as they are."""
 
     name = "mxfp4-original"
+    transposes = False
     forms: ClassVar[tuple[Form, ...]] = (
         Form("", {"codes": ".blocks", "scale": ".scales"}, anchor="codes", common=True),
     )
-
-    def decode(self, parts: Parts, code: str, settings: Settings) -> Node:
-        return self.rows(parts, code)
-
-    def encode(self, node: Node, settings: Settings) -> dict[str, Node]:
-        return self.encode_rows(node)
 
 
 SCHEME = Mxfp4Original()

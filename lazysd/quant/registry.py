@@ -99,7 +99,7 @@ def _refuse_orphans(
     marks = tuple(ends)
     for key in tensors if marks else ():
         for end in ends if key not in taken and key.endswith(marks) else ():
-            if key.endswith(end) and (end != ".weight" or code_of(key) in CODES):
+            if key.endswith(end) and (not end.endswith("weight") or code_of(key) in CODES):
                 _explain(key, ends[end], tensors)
 
 

@@ -20,9 +20,9 @@ from ..layouts.pattern import parse_axes
 from ..layouts.rule import Layout, Rule
 from ..tensor.lazy import LazyTensor
 from . import registry
-from .base import FLOATS, Settings, Weight
+from .base import FLOATS, Scheme, Settings, Weight
 from .companions import ADVICE, Kind, as_matrix, as_stored, kind_of
-from .cutting import has_parts, is_turned, moving_axes, part_axes, refuse_straddling, rule_of, turned_of
+from .cutting import has_parts, hub_of, is_turned, moving_axes, part_axes, refuse_straddling, rule_of, turned_of
 
 Tensors = Mapping[str, LazyTensor]
 
@@ -132,9 +132,11 @@ class Load:
         for key, node in made.items():
             if key in stays:  # the very same weight, perhaps under another name
                 weight = stays[key]
-                nodes = weight.nodes(self.tensors)
-                names = weight.parts if key == weight.key else _names(key, weight)
-                result |= {names[role]: nodes[role] for role in nodes}
+                if key == weight.key:
+                    result |= {weight.parts[role]: node for role, node in weight.nodes(self.tensors).items()}
+                else:
+                    scheme, names = _carried(key, weight, False)
+                    result |= {names[role]: node for role, node in scheme.unlaid(weight.laid(self.tensors)).items()}
             elif key in parts:
                 result |= parts[key]
             else:
@@ -150,9 +152,7 @@ class Load:
         result: dict[str, dict[str, Any]] = {}
         for kind, weights in kinds.items():
             moving = _Moving(self.tensors, self.plain, kind, weights, choice, self.settings)
-            for key, parts in moving.parts(made).items():
-                names = _names(key, weights[0])
-                result[key] = {names[role]: node for role, node in parts.items()}
+            result |= moving.parts(made)
         return result
 
 
@@ -166,18 +166,19 @@ class _Moving:
         self._choice, self._settings, self._scheme = choice, settings, weights[0].scheme
         self._parts = part_axes(choice.origin) | part_axes(choice.target)
         self._free = moving_axes(choice.origin) | moving_axes(choice.target)
+        self._laid: dict[str, dict[str, Any]] = {weight.key: weight.laid(tensors) for weight in weights}
         self._checked: set[tuple[Any, ...]] = set()
 
     def parts(self, made: Tensors) -> dict[str, dict[str, Any]]:
-        """Key in the target -> role -> node. `made` holds the plain weights in the target."""
-        origin, target = self._choice.origin, self._choice.target
+        """Key in the target -> the tensors that stand for it. `made` holds the plain weights in the target."""
         for weight in self._weights:
-            self._check(weight.key, weight.nodes(self._tensors), self._plain[weight.key], origin)
+            nodes = weight.nodes(self._tensors)
+            self._check(self._scheme, weight.key, nodes, self._plain[weight.key], self._choice.origin)
         with self._naming("codes"):
-            moved = self._moved({weight.key: self._tensors[weight.parts["codes"]] for weight in self._weights}, 1)
+            moved = self._moved({weight.key: self._laid[weight.key]["codes"] for weight in self._weights}, 1)
         codes = {key: node for key, node in moved.items() if key in made and node.code != made[key].code}
-        self._refuse_turns(codes)
-        result: dict[str, dict[str, Any]] = {key: {"codes": node} for key, node in codes.items()}
+        turned = self._turned(codes)
+        by_role: dict[str, dict[str, Any]] = {key: {"codes": node} for key, node in codes.items()}
         for role, stored in self._kind.companions.items():
             with self._naming(role):
                 found = self._moved(
@@ -185,14 +186,18 @@ class _Moving:
                     self._rows(role) if stored == "full" else 1,
                 )
                 for key, node in codes.items():
-                    result[key][role] = as_stored(found[key], node, stored, self._scheme.number_dims(self._settings))
-        for key, parts in result.items():
-            self._check(key, parts, made[key], target)
+                    by_role[key][role] = as_stored(found[key], node, stored, self._scheme.number_dims(self._settings))
+        result: dict[str, dict[str, Any]] = {}
+        for key, laid in by_role.items():
+            scheme, names = _carried(key, self._weights[0], key in turned)
+            parts = scheme.unlaid(laid)
+            self._check(scheme, key, parts, made[key], self._choice.target)
+            result[key] = {names[role]: node for role, node in parts.items()}
         return result
 
     def _rows(self, role: str) -> int:
         """How many rows of the codes share one of a part."""
-        nodes = self._weights[0].nodes(self._tensors)
+        nodes: Mapping[str, LazyTensor] = self._laid[self._weights[0].key]
         cell = self._scheme.cell(nodes, self._settings)
         if role == "scale" and "zero_point" not in nodes and cell is not None:
             return cell[0]
@@ -200,7 +205,7 @@ class _Moving:
 
     def _matrix(self, weight: Weight, role: str, stored: str) -> LazyTensor:
         turned = is_turned(self._choice.origin, weight.key)
-        return as_matrix(weight, role, stored, turned, self._settings, self._tensors)
+        return as_matrix(weight, role, stored, turned, self._settings, self._laid[weight.key])
 
     def _moved(self, parts: dict[str, LazyTensor], rows: int) -> dict[str, LazyTensor]:
         """Parts by the rules of their weights. What else the rules speak of goes along, so that no layer lacks it."""
@@ -226,19 +231,21 @@ class _Moving:
             said = str(error).removesuffix(ADVICE)
             raise LayoutError(f"{self._weights[0].parts[role]}: {said.rstrip('; ')}; {ADVICE}") from error
 
-    def _refuse_turns(self, codes: Tensors) -> None:
-        """Refuse a target that transposes what has a meaning along columns only."""
+    def _turned(self, codes: Tensors) -> set[str]:
+        """The keys whose rows have become columns. Refuses what has a meaning along columns only."""
         first, origin, target = self._weights[0], self._choice.origin, self._choice.target
-        if self._scheme.turns(first.nodes(self._tensors), self._settings):
-            return
-        was, is_now = turned_of(origin, (weight.key for weight in self._weights)), turned_of(target, codes)
-        if any(was.get(kind, False) != is_now.get(kind, False) for kind in {**was, **is_now}):
+        was = turned_of(origin, (weight.key for weight in self._weights))
+        rules = {key: rule for key in codes if (rule := rule_of(target, key)) is not None}
+        turned = {key for key, rule in rules.items() if is_turned(target, key) != was.get(hub_of(rule), False)}
+        may = self._scheme.keeps_rows or self._scheme.turns(first.nodes(self._tensors), self._settings)
+        if turned and not may:
             raise LayoutError(
                 f"{first.parts['codes']} and {first.parts['scale']} would have to be transposed for layout "
                 f"{target.name!r}, which {self._scheme.name} codes and scales cannot be; {ADVICE}"
             )
+        return turned
 
-    def _check(self, key: str, parts: Mapping[str, Any], plain: LazyTensor, layout: Layout) -> None:
+    def _check(self, scheme: Scheme, key: str, parts: Mapping[str, Any], plain: LazyTensor, layout: Layout) -> None:
         """Refuse parts whose blocks a layout would cut, or mix. `plain` is the plain weight in the layout."""
         rule = rule_of(layout, key)
         seen = (layout.name, rule and rule.to, plain.dims, *((role, node.dims) for role, node in parts.items()))
@@ -247,11 +254,11 @@ class _Moving:
         self._checked.add(seen)
         shown = self._behind(key, layout, rule).parts["scale"]
         try:
-            cell = self._scheme.cell(parts, self._settings)
+            cell = scheme.cell(parts, self._settings)
             if cell is None:
-                raise LayoutError(f"{self._scheme.name} stores a weight so that it cannot be split")
+                raise LayoutError(f"{scheme.name} stores a weight so that it cannot be split")
             refuse_straddling(key, layout, plain.dims, cell, self._choice.sizes)
-            dims = self._scheme.dims(parts, self._settings)
+            dims = scheme.dims(parts, self._settings)
             if dims != plain.dims:
                 raise LayoutError(f"codes and scales of {list(dims)} stand for {list(plain.dims)}")
         except (ValueError, LayoutError) as error:
@@ -265,20 +272,21 @@ class _Moving:
                 return weight
             if layout is not origin and rule is not None:
                 before = rule_of(origin, weight.key)
-                if before.hf == rule.hf if before is not None else parse_key(rule.hf).match(weight.key):
+                if hub_of(before) == hub_of(rule) if before is not None else parse_key(rule.hf).match(weight.key):
                     return weight
         return self._weights[0]
 
 
-def _names(key: str, weight: Weight) -> dict[str, str]:
-    """Role -> key of the parts of the weight that is called `key` now."""
-    form = next((form for form in weight.scheme.forms if key.endswith(form.weight)), None)
-    if form is None:
+def _carried(key: str, weight: Weight, turned: bool) -> tuple[Scheme, dict[str, str]]:
+    """The scheme of the weight that is called `key` now, and role -> key of its parts."""
+    found = weight.scheme.carried_as(key, turned)
+    if found is None:
         raise LayoutError(
             f"{weight.key} becomes {key}, for which {weight.scheme.name} has no names for codes and scales; {ADVICE}"
         )
+    scheme, form = found
     stem = key.removesuffix(form.weight)
-    return {role: stem + end for role, end in form.suffixes.items()}
+    return scheme, {role: stem + end for role, end in form.suffixes.items()}
 
 
 def load(tensors: Tensors, config: Mapping[str, Any] | None, code: str = "BF16") -> Load:

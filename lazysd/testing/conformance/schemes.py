@@ -191,10 +191,10 @@ class SchemeSuite(ABC):
         cell = self._cell(parts)
         if cell is None or self._is_number("scale", parts) or parts["scale"].ndim < 2:
             return
-        values, scale = self.values(parts), parts["scale"]
-        counts = tuple(-(-size // n) for size, n in zip(values.shape, cell, strict=True))
+        laid, scale = self._laid(parts), self._laid(parts)["scale"]
+        counts = tuple(-(-size // n) for size, n in zip(self.values(parts).shape, cell, strict=True))
         if "zero_point" not in parts:  # which may have larger cells than scales
-            assert scale.shape == counts, f"cells of {cell} in {tuple(values.shape)} have {counts} scales"
+            assert scale.shape == counts, f"cells of {cell} in {self.shapes[-1]} have {counts} scales"
         before = self.decoded(parts, "F32").materialize()
         own = (1, cell[1]) if "zero_point" in parts else cell
         for row, column in ((0, 0), (scale.shape[0] - 1, scale.shape[1] - 1), (0, scale.shape[1] - 1)):
@@ -204,7 +204,7 @@ class SchemeSuite(ABC):
                 for seed in range(1, 99)
                 if not torch.equal(bits(value := self._scale(seed)[at]), bits(scale.reshape(-1)[at]))
             )
-            moved = self.decoded(_with(parts, "scale", at, other), "F32").materialize() != before
+            moved = self.decoded(self._laid(_with(laid, "scale", at, other), back=True), "F32").materialize() != before
             inside = torch.zeros_like(moved)
             inside[row * own[0] : (row + 1) * own[0], column * own[1] : (column + 1) * own[1]] = True
             assert not bool((moved & ~inside).any()), f"scale {row, column} reaches beyond its cell"
@@ -214,7 +214,12 @@ class SchemeSuite(ABC):
         return self.scheme.is_number(role, {name: as_lazy(part) for name, part in parts.items()})
 
     def _scale(self, seed: int) -> torch.Tensor:
-        return self.made(self.shapes[-1], seed=seed)["scale"].reshape(-1)
+        return self._laid(self.made(self.shapes[-1], seed=seed))["scale"].reshape(-1)
+
+    def _laid(self, parts: Mapping[str, torch.Tensor], back: bool = False) -> Parts:
+        """Parts with rows and columns where the plain weight has them, or back."""
+        made: Any = (self.scheme.unlaid if back else self.scheme.laid)({role: as_lazy(p) for role, p in parts.items()})
+        return {role: node.materialize().contiguous() for role, node in made.items()}
 
     def _cell(self, parts: Parts) -> tuple[int, int] | None:
         return self.scheme.cell({role: as_lazy(part) for role, part in parts.items()}, self.settings)
@@ -224,12 +229,12 @@ class SchemeSuite(ABC):
         cell = self._cell(first)
         if cell is None or self._is_number("scale", first) or self.values(first).shape[0] % cell[0]:
             return
-        second = self.made(self.shapes[0], seed=1)
-        kept = [role for role in first if self._is_number(role, first) or role == "shape"]
-        second |= {role: first[role] for role in kept}
-        both = {role: first[role] if role in kept else torch.cat([first[role], second[role]]) for role in first}
+        kept = {role: part for role, part in first.items() if self._is_number(role, first) or role == "shape"}
+        second = self.made(self.shapes[0], seed=1) | kept
+        other = self._laid(second)
+        both = {k: part if k in kept else torch.cat([part, other[k]]) for k, part in self._laid(first).items()}
         wanted = torch.cat([self.decoded(parts).materialize() for parts in (first, second)])
-        assert torch.equal(bits(self.decoded(both).materialize()), bits(wanted))
+        assert torch.equal(bits(self.decoded(self._laid(both, back=True)).materialize()), bits(wanted))
 
     def test_stacked_experts_are_stacked_weights(self) -> None:
         experts = [self.made(self.shapes[0], seed=seed) for seed in range(3)]
