@@ -11,7 +11,7 @@ PEERS := .venv-peers
 OTHERS := nemo-automodel==0.7.0 torchtitan==0.3.0 litgpt==0.5.13 torchtune==0.6.1
 # Installed by itself and first, so that what follows finds torch present and leaves its build (CPU or CUDA) as it is.
 TORCH := torch==2.13.0
-BUILT_FROM := pyproject.toml setup.py lazysd/move/_strided.c
+BUILT_FROM := pyproject.toml setup.py lazysd/move/_strided.c lazysd/quant/_decode.c
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
@@ -41,7 +41,7 @@ fuzz: $(TEST)/.installed  ## random graphs under random constants against eager 
 	$(TEST)/bin/python tests/fuzz.py --seconds $(or $(SECONDS),600) $(if $(GRAPHS),--graphs $(GRAPHS)) $(if $(MUTATIONS),--mutations $(MUTATIONS)) $(if $(KINDS),--kinds $(KINDS)) --seed $(or $(SEED),0)
 
 # Leaks are not looked for: Python itself keeps memory to its end. Preloaded, for python is built without a sanitizer.
-sanitize: $(TEST)/.installed  ## the compiled kernel under ASan and UBSan, with and without vectors (needs gcc)
+sanitize: $(TEST)/.installed  ## the compiled kernels under ASan and UBSan, with and without vectors (needs gcc)
 	for variant in vectors -DNO_VECTORS; do \
 	  CFLAGS="-g -O1 -fsanitize=address,undefined -fno-sanitize-recover=all $${variant#vectors}" \
 	    $(TEST)/bin/python setup.py -q build_ext --force --build-lib build/sanitize --build-temp build/sanitize && \

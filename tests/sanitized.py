@@ -1,24 +1,29 @@
-"""The tests of the compiled kernel, on a build of it that lies elsewhere. Run by `make sanitize`.
+"""The tests of the compiled kernels, on a build of them that lies elsewhere. Run by `make sanitize`.
 
 python tests/sanitized.py build/sanitize
 """
 
 from __future__ import annotations
 
+import importlib
 import sys
 from pathlib import Path
 
 import pytest
 
 import lazysd.move
+import lazysd.quant
 from lazysd.move.kernels import compiled
+from lazysd.quant.kernels import compiled as decoding
 
 if __name__ == "__main__":
     built = Path(sys.argv[1]).resolve()
-    lazysd.move.__path__.insert(0, str(built / "lazysd" / "move"))
+    for room, name in ((lazysd.move, "_strided"), (lazysd.quant, "_decode")):
+        room.__path__.insert(0, str(built / "lazysd" / room.__name__.split(".")[-1]))
+        found = importlib.import_module(f"{room.__name__}.{name}").__file__
+        assert found is not None
+        assert Path(found).is_relative_to(built), found
     assert compiled.KERNEL.is_available()
-    from lazysd.move import _strided  # type: ignore[attr-defined]
-
-    assert Path(_strided.__file__).is_relative_to(built), _strided.__file__
-    tests = str(Path(__file__).with_name("test_kernels.py"))
-    sys.exit(pytest.main(["-q", "-s", "-p", "no:cacheprovider", tests, "-k", "ompiled or agree"]))
+    assert decoding.is_there()
+    tests = [str(Path(__file__).with_name(name)) for name in ("test_kernels.py", "test_decode_kernels.py")]
+    sys.exit(pytest.main(["-q", "-s", "-p", "no:cacheprovider", *tests, "-k", "ompiled or agree or small or threads"]))

@@ -306,7 +306,7 @@ def test_what_is_decoded_at_a_time_changes_no_bit(
     chunk: int, block: tuple[int, int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Values are decoded some rows at a time, in memory that is used again."""
-    monkeypatch.setattr("lazysd.quant.scaled.CHUNK", chunk)
+    monkeypatch.setattr("lazysd.quant.kernels.eager.CHUNK", chunk)
     torch.manual_seed(chunk)
     R, C = 23, 50
     weight = torch.randint(0, 256, (2, R, C), dtype=torch.uint8)

@@ -18,8 +18,8 @@ from ..errors import LayoutError
 from ..graph.base import Inputs
 from ..graph.boxes import Box, Dims
 from ..graph.compute import Computed
+from .blocks import blocks_of
 from .codes import E4M3_MAX, EXPONENT_BIAS, FP4_MAX, exponents
-from .scaled import blocks_of
 
 if TYPE_CHECKING:
     import torch

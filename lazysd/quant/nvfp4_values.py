@@ -13,9 +13,9 @@ from ..graph.compute import Computed
 from ..graph.node import Node
 from ..graph.rewrite import build, reshape
 from .base import Parts
+from .blocks import blocks_of
 from .codes import EXPONENT_BIAS
 from .reading import materialized
-from .scaled import blocks_of
 
 if TYPE_CHECKING:
     import torch

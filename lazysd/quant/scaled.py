@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
-from itertools import product
 from math import prod
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 from .. import dtypes
 from ..graph.base import Inputs
 from ..graph.boxes import Box, Dims
 from ..graph.compute import Computed
-from .codes import byte_values, lookup, scales_as_float
-from .scratch import CHUNK, buffer, put
+from .blocks import blocks_of
+from .codes import byte_values, lookup
+from .decoding import decode
+from .kernels.base import Request
 
 if TYPE_CHECKING:
     import torch
@@ -52,26 +52,6 @@ def blocks_by_shape(codes: Dims, scale: Dims, stated: list[tuple[int, int]]) -> 
     )
 
 
-def blocks_of(axis: range, size: int) -> range:
-    """The blocks of `size` indices that an axis of a box touches; every one of them where it steps by whole blocks."""
-    if not axis:
-        return range(0)
-    if axis.step > size and axis.step % size == 0:
-        return range(axis[0] // size, axis[-1] // size + 1, axis.step // size)
-    return range(axis[0] // size, axis[-1] // size + 1)
-
-
-def spread(scales: torch.Tensor, dim: int, axis: range, size: int) -> torch.Tensor:
-    """Scales of the blocks `blocks_of(axis, size)` along `dim`, one an index of `axis`, or one for all."""
-    import torch
-
-    blocks = blocks_of(axis, size)
-    if len(blocks) == 1:
-        return scales
-    which = torch.tensor([(at // size - blocks.start) // blocks.step for at in axis], device=scales.device)
-    return scales.index_select(dim % scales.dim(), which)
-
-
 @dataclass(frozen=True, slots=True)
 class Dequantize(Computed):
     """Codes (..., R, C) times scales (..., ceil(R/rows), ceil(C/columns)), in float32, rounded once to `code`.
@@ -81,7 +61,7 @@ class Dequantize(Computed):
     Source: DeepSeek-V3 / Qwen3 FP8 checkpoints (`weight`, `weight_scale_inv`, `weight_block_size` in config.json).
     """
 
-    temporary_nbytes: ClassVar[int] = 12  # indices into the table, values, a factor for each
+    temporary_nbytes: ClassVar[int] = 2  # kernels decode some rows at a time; this is their share of a tile
     block: tuple[int, int]
     code: str
     zero: int = 0
@@ -110,68 +90,10 @@ class Dequantize(Computed):
 
     def compute(self, target: torch.Tensor, operands: list[torch.Tensor], box: Box) -> None:
         weight, scale, *zeros = operands
-        factors = scales_as_float(scale)
-        offsets = lookup(byte_values(dtypes.from_torch(zeros[0].dtype), weight.device), zeros[0]) if zeros else None
-        for lead in product(*map(range, weight.shape[:-2])):
-            for rows, block in self._chunks(box):
-                shares = [None if each is None else each[lead][block] for each in (factors, offsets)]
-                self._decode(target[lead][rows], weight[lead][rows], shares[0], shares[1], box[-1])
-
-    def _chunks(self, box: Box) -> Iterator[tuple[slice, slice]]:
-        """(rows of a tile, their blocks), cut so that the values fit a cache and blocks are one, or one a row."""
-        rows, size = box[-2], self.block[0]
-        blocks, most = blocks_of(rows, size), max(1, CHUNK // max(len(box[-1]), 1))
-        start = 0
-        while start < len(rows):
-            if size == 1:
-                stop = min(start + most, len(rows))
-                yield slice(start, stop), slice(start, stop)  # blocks_of() steps with the rows
-            else:
-                block = rows[start] // size
-                stop = min(start + most, len(rows), start + -(-((block + 1) * size - rows[start]) // rows.step))
-                at = (block - blocks.start) // blocks.step
-                yield slice(start, stop), slice(at, at + 1)
-            start = stop
-
-    def _decode(
-        self, target: torch.Tensor, codes: torch.Tensor, factors: Any, offsets: torch.Tensor | None, axis: range
-    ) -> None:
-        """Some rows, whose scales (rows, blocks) are one row each, or one for all."""
-        import torch
-
-        numel, device = codes.numel(), codes.device
-        index = buffer("index", numel, torch.int32, device)
-        index.view(codes.shape).copy_(codes.view(torch.uint8))
-        values = buffer("values", numel, torch.float32, device)
-        torch.index_select(byte_values(dtypes.from_torch(codes.dtype), device), 0, index, out=values)
-        values = values.view(codes.shape)
-        if offsets is not None:
-            for part, numbers in self._by_blocks(values, offsets, axis):
-                part.sub_(numbers)
-        elif self.zero:
-            values.sub_(self.zero)
-        for part, numbers in self._by_blocks(values, factors, axis):
-            part.mul_(numbers)
-        put(target, values)
-
-    def _by_blocks(
-        self, values: torch.Tensor, numbers: torch.Tensor, axis: range
-    ) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-        """Parts of values (rows, columns), and the numbers (rows or 1, blocks) of their blocks to broadcast to them."""
-        size, count = self.block[1], len(axis)
-        if axis.step != 1 or numbers.shape[1] == 1:
-            yield values, spread(numbers, -1, axis, size)
-            return
-        head = min(-axis[0] % size, count)  # what is left of a block that began before the slice
-        first = 1 if head else 0
-        whole = (count - head) // size
-        if head:
-            yield values[:, :head], numbers[:, :1]
-        if whole:
-            end = head + whole * size
-            yield values[:, head:end].unflatten(1, (whole, size)), numbers[:, first : first + whole].unsqueeze(-1)
-        if head + whole * size < count:
-            yield values[:, head + whole * size :], numbers[:, first + whole : first + whole + 1]
+        kinds = [dtypes.from_torch(part.dtype) for part in (weight, *zeros)]
+        numbers = lookup(byte_values(kinds[1], weight.device), zeros[0]) if zeros else None
+        wanted = Request(weight, kinds[0], 1, scale, box[-2], box[-1], self.block, zeros=numbers, zero=self.zero)
+        decode(target, wanted)
 
     def lossy(self, node: Node) -> str | None:
         return f"dequantise {dtypes.DTYPES[node.inputs[0].code].label} -> {dtypes.DTYPES[self.code].label}"
