@@ -70,7 +70,7 @@ def test_every_layout_and_back(model_type: str) -> None:
     model = saved(model_type)
     done = []
     for name in lazysd.layouts.names(family_of(model_type)):
-        if name.startswith("peft"):
+        if name.startswith("peft") or (model_type, name) == ("deepseek_v4", "nemo"):  # tests/test_families_nemo.py
             continue
         there = opened(model, model.disk, to=name)
         back = opened(model, there, to=source_of(model_type), source=name)
@@ -136,6 +136,8 @@ def test_what_we_write_loads_as_the_same_model(tmp_path: Path, model_type: str) 
         assert not any(info[kind] for kind in ("missing_keys", "unexpected_keys", "mismatched_keys")), info
         assert_same(loaded.state_dict(), model.memory)
         if model.answer is not None:
+            for tensor in (*loaded.parameters(), *loaded.buffers()):
+                tensor.data = tensor.data.clone()  # out of the mapped file: how memory is aligned decides the last bits
             assert_same({"logits": answer(loaded)}, {"logits": model.answer})
 
 

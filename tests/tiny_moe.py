@@ -235,7 +235,16 @@ MODELS: dict[str, dict[str, Any]] = {
             "mlp_layer_types": ["dense", "sparse"],
         },
     },
-    "qwen4_exp": {"class": "Qwen4ExpForConditionalGeneration"},
+    "qwen4_exp": {
+        "class": "Qwen4ExpForConditionalGeneration",
+        "text_config": {
+            "ple_layer_ids": [1],
+            "split_ngram_parts": 11,
+            "ngram_vocab_size_base": 5,
+            "make_ngram_vocab_size_divisible_by": 11,
+            "heads_per_ngram": 2,
+        },
+    },
     "deepseek_v4": {
         "": {
             "num_hidden_layers": 3,

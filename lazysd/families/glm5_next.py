@@ -19,8 +19,14 @@ FAMILY = Family(
                 (HERE + "{c:q|k|v}_conv1d.weight", HERE + "conv1d.weight", "[c] a 1 b -> (c a) 1 b"),
             )
         ),
-        "nemo": "nemo-automodel 0.7.0 leaves the MTP layers out of its state dict, and its adapter was not tried",
+        "nemo": Speech(  # its adapter leaves the MTP layer out, which is a layer like the others here
+            renames=(
+                (LAYER + "hc_{x:attn|ffn}_fn", LAYER + "{x:attn|ffn}_hc.fn"),
+                (LAYER + "hc_{x:attn|ffn}_{w:base|scale}", LAYER + "{x:attn|ffn}_hc._fp32_params.{w:base|scale}"),
+                (HERE + "{w:A_log|dt_bias}", HERE + "_fp32_params.{w:A_log|dt_bias}"),
+            )
+        ),
     },
     has=("dt_bias", "e_score_correction_bias"),
-    source="transformers 5.23, both forms saved and compared",
+    source="transformers 5.23 and nemo-automodel 0.7.0",
 )

@@ -22,6 +22,38 @@ BACK, BACKS, EYES = (
 )
 
 
+NEMO = {"gate_up": ("gate_and_up_projs", "e h (i g)"), "down": ("down_projs", "e i h")}
+HELD = "_fp32_params.weight"
+
+
+def for_nemo() -> tuple[Rename, ...]:
+    """What NeMo renames of the first generation. Its adapter leaves MTP tensors out; here they keep their keys."""
+    return (
+        ("model.llm.embed.weight", "model.language_model.embed_tokens.weight"),
+        ("model.llm.embed_norm.weight", "model.language_model.embed_norm.weight"),
+        ("model.llm.norm.weight", "model.language_model.norm.weight"),
+        ("model.llm.unembed.weight", "lm_head.weight"),
+        ("model.audio.encoder.weight", AUDIO + "embed_audio_tokens.embed_audio_tokens.weight"),
+        ("model.audio.final_norm.weight", AUDIO + "norm.weight"),
+        ("model.visual.layers.linear_{n}.weight", EYE + "encoder_layers.{n}.projection.weight"),
+        ("model.visual.layers.norm_{n}.weight", EYE + "encoder_layers.{n}.layer_norm.weight"),
+        ("model.visual.final_norm.weight", EYE + "final_norm.weight"),
+        *((HUB + ATTN + f"{a}.weight", MEMORY + f"self_attn.{b}.weight") for a, b in HEADS),
+        (HUB + ATTN + "{x:q|k}_norm.weight", MEMORY + "self_attn.{x:q|k}_norm.weight"),
+        (HUB + ATTN + "{x:k|v}_sconv.weight", MEMORY + "self_attn.{x:k|v}_sconv." + HELD),
+        (HUB + ATTN + "rel_logits_proj.proj", MEMORY + "self_attn.rel_logits_proj.proj"),
+        (HUB + "{x:attn|mlp}_sconv.weight", MEMORY + "{x:attn|mlp}_sconv." + HELD),
+        (HUB + "attn_norm.weight", MEMORY + "input_layernorm.weight"),
+        (HUB + "mlp_norm.weight", MEMORY + "post_attention_layernorm.weight"),
+        (HUB + "mlp.gate.bias", MEMORY + "mlp.gate._fp32_params.e_score_correction_bias"),
+        (HUB + "mlp.w13_dn.weight", MEMORY + "mlp.gate_up_proj", "a b -> b a"),
+        (HUB + "mlp.w2_md.weight", MEMORY + "mlp.down_proj", "a b -> b a"),
+        (SHARED + "shared_w13_weight", MEMORY + "mlp.shared_experts.gate_up_proj", "s a b -> s b a"),
+        (SHARED + "shared_w2_weight", MEMORY + "mlp.shared_experts.down_proj", "s a b -> s b a"),
+        (HUB + "{rest:**}", MEMORY + "{rest:**}"),
+    )
+
+
 def common(there: str) -> tuple[Rename, ...]:
     """What both generations rename in a layer."""
     return (
@@ -68,6 +100,7 @@ FAMILIES = (
         experts=Experts(HUB + "mlp.experts.", disk=DISK),
         speaks=VLLM
         | {
+            "nemo": Speech(MEMORY + "mlp.experts.", form=NEMO, renames=for_nemo()),
             "hf-fused": Speech(
                 MEMORY + "mlp.experts.",
                 form=FUSED,
@@ -91,7 +124,7 @@ FAMILIES = (
             ),
         },
         has=("mlp.gate.global_scale",),
-        source=TESTED,
+        source="transformers 5.23 and nemo-automodel 0.7.0",
     ),
     Family(
         name="inkling_text",

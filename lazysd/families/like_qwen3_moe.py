@@ -9,7 +9,6 @@ EITHER = ("moe_intermediate_size.0", "moe_intermediate_size", "intermediate_size
 MLA = ("kv_a_proj_with_mqa.weight",)
 CORRECTED = ("e_score_correction_bias",)
 UNMAPPED = "Megatron-Bridge has no mapping of this model, so that its names in Megatron-Core are not known"
-PARTIAL = "nemo-automodel 0.7.0 leaves the n-gram table and the MTP layers out of its state dict"
 TESTED = "transformers 5.23: tiny models built, both forms saved and compared"
 
 
@@ -51,6 +50,5 @@ FAMILIES = (
     alike("mellum"),
     alike("olmoe", inner=PLAIN, megatron=Speech()),
     alike("qwen2_moe", has=("shared_expert_gate.weight",), nemo=Speech(), megatron=UNMAPPED),
-    alike("qwen4_exp", "qwen4_exp_text", has=("hc_norm.weight",), nemo=PARTIAL),
     alike("solar_open", has=CORRECTED),
 )

@@ -32,7 +32,8 @@ def derive(family: Family, dialect: Dialect | None, name: str) -> Layout:
         suffix = str(number + 1) if number else ""
         said_form = speech.form[number] if isinstance(speech.form, tuple) else speech.form
         form = said_form or (dialect.form if dialect else None) or experts.disk
-        rules += _rules(experts, form, _place(experts, dialect, speech, number), suffix, family.name, name)
+        at = _place(experts, dialect, speech, number)
+        rules += _rules(experts, form, at, suffix, f"family {family.name!r} has no layout {name!r}", speech.prefix)
         sizes |= _sizes(experts, suffix)
         if experts.first:
             firsts["e" + suffix] = tuple(_in_config(experts, text) for text in experts.first)
@@ -48,7 +49,7 @@ def derive(family: Family, dialect: Dialect | None, name: str) -> Layout:
         tuple(rules),
         description,
         sizes=sizes,
-        refuses={**family.refuses, **(dialect.refuses if dialect else {})},
+        refuses={**family.refuses, **(dialect.refuses if dialect else {}), **speech.refuses},
         beside=_beside(family),
         firsts=firsts,
         source=source,
@@ -104,15 +105,15 @@ def _place(experts: Experts, dialect: Dialect | None, speech: Speech, number: in
     return at or (dialect.at if dialect else None) or experts.at
 
 
-def _rules(experts: Experts, form: Form, at: str, suffix: str, family: str, name: str) -> Iterator[Rule]:
+def _rules(experts: Experts, form: Form, at: str, suffix: str, none: str, prefix: str) -> Iterator[Rule]:
     hub = middle(experts)
     for kind in experts.kinds:
         if kind not in form:
-            raise LayoutError(f"family {family!r} has no layout {name!r}: it has no place for {kind} of its experts")
+            raise LayoutError(f"{none}: it has no place for {kind} of its experts")
         below, axes = form[kind]
         (key, middle_axes), there = hub[kind], (at + below, axes)
         if "{prefix}" not in at:  # the dialect has no prefix: it means the whole model
-            key = key.replace("{prefix}", "model.")
+            key = key.replace("{prefix}", prefix)
         here = (key, middle_axes)
         (hf, left), (to, right) = (_spelt(experts, *side, suffix, kind) for side in (here, there))
         yield Rule(hf, to, f"{left} -> {right}")

@@ -74,6 +74,8 @@ class Speech:
     )
     form: Form | tuple[Form | None, ...] | None = None  # None: the dialect's; a tuple has one for each stack of experts
     renames: tuple[Rename, ...] | None = None  # of other keys; None: the dialect's
+    prefix: str = "model."  # what {prefix} is on disk, where `at` has none
+    refuses: Mapping[str, str] = field(default_factory=dict)  # as a family's, in this dialect
     description: str = ""
     source: str = ""
 

@@ -209,7 +209,9 @@ def _speaks(value: Any, place: Place) -> dict[str, Any]:
 
 
 _READ: dict[str, Callable[[Any, Place], Any]] = {
-    **dict.fromkeys(("name", "at", "up", "down", "config", "description", "source", "unless", "family"), _text),
+    **dict.fromkeys(
+        ("name", "at", "up", "down", "config", "description", "source", "unless", "family", "prefix"), _text
+    ),
     **dict.fromkeys(("num", "hidden", "inner", "first", "model_types", "apart", "has", "lacks", "beside"), _texts),
     **dict.fromkeys(("bias", "everywhere"), _flag),
     **dict.fromkeys(("num_of", "sizes", "firsts"), _texts_by_name),

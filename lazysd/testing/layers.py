@@ -14,9 +14,10 @@ def leave_out(entries: dict[str, Any], renaming: Sequence[Rule], known: Sequence
         (rule for rule in renaming if rule.where), key=lambda rule: rule.where == rule.hf or "..." not in rule.axes
     )
     templates = {rule.hf: parse_key(rule.hf) for rule in bound}
+    experts = [key for layout in known if layout.name == "hf" for key in layout.own_keys]
     for layout in known:
         refused = [parse_key(text) for text in layout.refuses if "{" in text]
-        claimed = [parse_key(rule.hf) for rule in layout.rules]
+        claimed = [*experts, *(parse_key(rule.hf) for rule in layout.rules if not rule.afters)]
         for key in [key for key in entries if any(template.match(key) is not None for template in refused)]:
             if all(template.match(key) is None for template in claimed):
                 del entries[key]

@@ -31,11 +31,17 @@ _NUMBER = re.compile(r"(?<=[._])[0-9]+(?=\.)")
 _EXPERT = re.compile(r"(experts\.(?:expert_)?)[0-9]+(?=\.)")
 
 
+def prefixes_of(layout: Layout) -> tuple[str, ...]:
+    """What keys of the hub may begin with: anything, or what a layout without {prefix} spells out."""
+    if any("{prefix}" in rule.hf for rule in layout.rules):
+        return PREFIXES
+    return ("" if layout.rules[0].hf.startswith("layers.") else "model.",)
+
+
 def there_and_back(layout: Layout, max_examples: int = 4) -> None:
     """Random state dicts of the family go into the layout and come back with the very bits, or AssertionError."""
-    spelt = not any("{prefix}" in rule.hf for rule in layout.rules)
 
-    @given(state_dicts(layout.family, dtypes=PLAIN, prefixes=("model.",) if spelt else PREFIXES))
+    @given(state_dicts(layout.family, dtypes=PLAIN, prefixes=prefixes_of(layout)))
     @settings(max_examples=max_examples, deadline=None, suppress_health_check=list(HealthCheck))
     def check(state_dict: Any) -> None:
         def into(tensors: dict[str, Any]) -> Any:
