@@ -13,7 +13,7 @@ import torch
 
 from .graph.boxes import row_major
 from .graph.leaves import FileRange
-from .graph.walk import below, pieces_of
+from .graph.walk import below, dense_pieces
 from .mesh.tensors import LazyDTensor
 from .move.lanes import is_filled
 from .move.materialize import fill_into
@@ -202,7 +202,7 @@ def in_file_order(tensors: Mapping[str, LazyTensor], paths: Sequence[str]) -> li
 def _first_byte(node: LazyTensor, numbers: Mapping[str, int], unknown: int) -> tuple[int, str, int] | None:
     node = node.local if isinstance(node, LazyDTensor) else node
     first: tuple[int, str, int] | None = None
-    for piece in below(pieces_of(node)):
+    for piece in below(dense_pieces(node)):
         if isinstance(op := piece.node.op, FileRange):
             pitches = row_major(piece.node.dims)
             at = sum(axis[0] * pitch for axis, pitch in zip(piece.box, pitches, strict=True))

@@ -17,7 +17,7 @@ from .errors import MemoryBudgetError
 from .graph.boxes import Box, box_dims, full_box, tiles
 from .graph.compute import Computed
 from .graph.node import NODE_NBYTES, Node
-from .graph.walk import nodes, pieces, pieces_of
+from .graph.walk import dense_pieces, nodes, pieces
 from .move import workers
 from .move.tiling import glue, tile_limit
 from .sizes import format_nbytes, parse_size
@@ -148,7 +148,7 @@ def _filled(node: Node, box: Box, place: int, buffers: dict[int, Bytes]) -> Byte
     nbytes = prod(box_dims(box)) * node.itemsize
     if place not in buffers or len(buffers[place]) < nbytes:
         buffers[place] = np.empty(nbytes, np.uint8)
-    fill(buffers[place], glue(pieces_of(node, box)))
+    fill(buffers[place], glue(dense_pieces(node, box)))
     return buffers[place][:nbytes]
 
 

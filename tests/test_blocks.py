@@ -9,6 +9,7 @@ import torch
 from checkpoints import assert_same, bits, by_hand, random_hf, write
 
 import lazysd
+from lazysd.move.blocks import READ_NBYTES, blocks
 
 Source = tuple[Path, dict[str, torch.Tensor]]
 # one expert is about 1.4 MB, 2 MB, 6 MB: around the block of 1 MB, none a multiple of anything
@@ -70,3 +71,11 @@ def test_on_demand(source: Source, io: str) -> None:
             for name, tensor in hf.items():
                 assert back[name].reads() == lazysd.open(path)[name].reads()
                 assert torch.equal(bits(back[name].materialize()), bits(tensor))
+
+
+def test_reads_of_few_bytes_are_not_all_asked_for_at_once() -> None:
+    """A column of a wide tensor: each element is a read, and takes more memory than it has bytes."""
+    dims = (1 << 16, 1 << 14)
+    found = list(blocks((range(1 << 16), range(5, 6)), dims, 2, (1, 1), 1 << 20))
+    assert max(block.run.num_hulls for block in found) == (1 << 20) // READ_NBYTES
+    assert sum(block.run.num_hulls for block in found) == 1 << 16

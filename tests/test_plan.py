@@ -11,11 +11,13 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from safetensors.torch import save_file
 
 import lazysd
 from lazysd.graph.boxes import covers_once, full_box
 from lazysd.graph.leaves import FileRange
-from lazysd.move.tiling import glue, pieces_of
+from lazysd.move.tiling import dense_pieces, glue
+from lazysd.save import plan
 from lazysd.save.plan import make_plan
 from lazysd.sizes import parse_size
 from lazysd.stores.base import File
@@ -141,11 +143,11 @@ def test_coverage_of_many_axes_takes_a_moment() -> None:
 def test_glue_joins_only_what_is_adjacent_on_both_sides() -> None:
     leaf = lazysd.from_torch(torch.arange(24).reshape(4, 6))
     left, right = leaf[:, :2].permute(1, 0), leaf[:, 2:].permute(1, 0)
-    joined = glue([*pieces_of(left, full_box(left.dims)), *pieces_of(right, full_box(right.dims), 8)])
+    joined = list(glue([*dense_pieces(left, full_box(left.dims)), *dense_pieces(right, full_box(right.dims), 8)]))
     assert [piece.box for piece in joined] == [(range(4), range(6))]
-    apart = glue([*pieces_of(left, full_box(left.dims)), *pieces_of(right, full_box(right.dims), 9)])
+    apart = list(glue([*dense_pieces(left, full_box(left.dims)), *dense_pieces(right, full_box(right.dims), 9)]))
     assert len(apart) == 2
-    swapped = glue([*pieces_of(right, full_box(right.dims)), *pieces_of(left, full_box(left.dims), 16)])
+    swapped = list(glue([*dense_pieces(right, full_box(right.dims)), *dense_pieces(left, full_box(left.dims), 16)]))
     assert len(swapped) == 2
 
 
@@ -248,3 +250,13 @@ def test_casts_that_claim_to_come_back_do_over_every_code(narrow: str, wide: str
     same = torch.equal(back.view(codes.dtype), torch.cat([codes, codes[:7], codes[-7:]]))
     plan = lazysd.Checkpoint({"x": lazysd.from_torch(values)}).map(lambda t: t.to(FLOATS[wide])).plan()
     assert (not plan.lossy and not plan.notes) == same
+
+
+def test_a_tensor_in_very_many_parts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Pieces are looked at one by one; what is kept of them until coverage is proved has a limit."""
+    save_file({"x": torch.arange(100 * 21).view(100, 21)}, tmp_path / "x.safetensors")
+    lazy = lazysd.open(tmp_path / "x.safetensors")["x"]
+    tensors = {"rest": lazy[:50], "cut": lazy.T.reshape(-1)[::2], "strided": lazy.flatten()[::2]}
+    assert make_plan(tensors).notes == ("1 source tensors are used in part, or more than once",)
+    monkeypatch.setattr(plan, "MAX_BOXES", 10)
+    assert make_plan(tensors).notes == ("1 source tensors are used in too many parts to prove that each is used once",)

@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator
 from functools import lru_cache
 from itertools import product
-from math import prod
+from math import gcd, prod
 
 Box = tuple[range, ...]
 Dims = tuple[int, ...]
@@ -172,11 +172,14 @@ def flat_ranges(box: Box, dims: Dims, strides: Dims) -> Iterator[tuple[range, in
         yield range(joined.start + shift, joined.stop + shift, joined.step), offset, stride
 
 
+MAX_PHASES = 16  # columns that a strided range is taken apart into, so that short rows do not become a box each
+
+
 def fold_boxes(flat: range, dims: Dims, offset: int, stride: int) -> Iterator[tuple[Box, int, Dims]]:
     """A range over the flattened index of axes `dims`, as boxes of those axes: (box, destination offset, strides)."""
-    work: list[tuple[range, Dims, int, Box, Dims]] = [(flat, dims, offset, (), ())]
+    work: list[tuple[range, Dims, int, int, Box, Dims]] = [(flat, dims, offset, stride, (), ())]
     while work:
-        part, rest, at, head, head_strides = work.pop()
+        part, rest, at, stride, head, head_strides = work.pop()
         if not part:
             continue
         if len(rest) <= 1:
@@ -193,16 +196,21 @@ def fold_boxes(flat: range, dims: Dims, offset: int, stride: int) -> Iterator[tu
             inner = tuple(stride * size for size in row_major(rest[1:]))
             yield box, at, (*head_strides, stride * pitch, *inner)
             done = whole * pitch
-            work.append((part[done:], rest, at + done * stride, head, head_strides))
+            work.append((part[done:], rest, at + done * stride, stride, head, head_strides))
             continue
         if last > first and part.step % pitch == 0:  # the same place in evenly spaced rows
             column = part[0] % pitch
             rows, inside = range(first, last + 1, part.step // pitch), range(column, column + 1)
-            work.append((inside, rest[1:], at, (*head, rows), (*head_strides, stride)))
+            work.append((inside, rest[1:], at, stride, (*head, rows), (*head_strides, stride)))
+            continue
+        period = pitch // gcd(part.step, pitch)  # elements after which the column is the first one's again
+        if part.step > 1 and period <= MAX_PHASES and last - first > 2 * period:
+            phases = ((part[k::period], at + k * stride) for k in reversed(range(period)))
+            work.extend((phase, rest, begin, period * stride, head, head_strides) for phase, begin in phases)
             continue
         # one row, then the others: rows in which nothing is wanted cost nothing, and nothing is written down beforehand
         count = len(range(part[0], min(part[-1] + 1, (first + 1) * pitch), part.step))
         begin = part[0] - first * pitch
         inside = range(begin, begin + count * part.step, part.step)
-        work.append((part[count:], rest, at + count * stride, head, head_strides))
-        work.append((inside, rest[1:], at, (*head, range(first, first + 1)), (*head_strides, 0)))
+        work.append((part[count:], rest, at + count * stride, stride, head, head_strides))
+        work.append((inside, rest[1:], at, stride, (*head, range(first, first + 1)), (*head_strides, 0)))

@@ -33,10 +33,10 @@ def pieces(node: Node, box: Box, offset: int, strides: Dims) -> Iterator[Piece]:
                 yield piece
 
 
-def pieces_of(node: Node, box: Box | None = None, offset: int = 0) -> list[Piece]:
+def dense_pieces(node: Node, box: Box | None = None, offset: int = 0) -> Iterator[Piece]:
     """The pieces that fill a row-major destination with a box, or with the whole."""
     box = full_box(node.dims) if box is None else box
-    return list(pieces(node, box, offset, row_major(box_dims(box))))
+    return pieces(node, box, offset, row_major(box_dims(box)))
 
 
 def below(wanted: Iterable[Piece], cut: Callable[[Piece], Iterable[Piece]] = lambda piece: (piece,)) -> Iterator[Piece]:
@@ -46,14 +46,20 @@ def below(wanted: Iterable[Piece], cut: Callable[[Piece], Iterable[Piece]] = lam
         wanted: pieces at leaves and computed nodes, as pieces() gives them.
         cut: how the mover cuts a piece of a computed node before it asks for operands.
     """
-    stack = list(wanted)
+    stack = [iter(wanted)]
     while stack:
-        piece = stack.pop()
+        piece = next(stack[-1], None)
+        if piece is None:
+            stack.pop()
+            continue
         yield piece
         if isinstance(op := piece.node.op, Computed):
-            for part in cut(piece):
-                for node, box in op.operands(part.node, part.box):
-                    stack.extend(pieces(node, box, 0, row_major(box_dims(box))))
+            stack.append(
+                part
+                for tile in cut(piece)
+                for node, box in op.operands(tile.node, tile.box)
+                for part in dense_pieces(node, box)
+            )
 
 
 def nodes(roots: Iterable[N]) -> Iterator[N]:

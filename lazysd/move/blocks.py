@@ -11,6 +11,7 @@ from ..graph.boxes import Box, Dims, box_dims, row_major
 from ..stores.base import Cost
 from ..stores.local import COST
 
+READ_NBYTES = 256  # of Python objects while a read is asked for: a hull of few bytes takes that much
 MIN_RUN_SHARE = 16  # of the gap worth reading along: a run this many times shorter is not worth a read of its own
 # What a host copy holds at a time: a block and its transposed copy stay in a core's second-level cache together.
 HOST_BLOCK_NBYTES = 1 << 20
@@ -84,7 +85,7 @@ def blocks(
     while stack:
         part, offset = stack.pop()
         run = run_of(part, dims, itemsize, exact, cost)
-        nbytes = run.hull * run.num_hulls * itemsize
+        nbytes = run.num_hulls * (run.hull * itemsize if run.num_hulls == 1 else max(run.hull * itemsize, READ_NBYTES))
         axis = next((k for k, indices in enumerate(part) if len(indices) > 1), None)
         if nbytes <= limit_nbytes or axis is None:
             yield Block(part, offset, run)

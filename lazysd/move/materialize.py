@@ -108,12 +108,12 @@ def fill_all(wanted: Sequence[tuple[Node, torch.Tensor]]) -> None:
 
     inference = torch.is_inference_mode_enabled()  # a thread has a mode of its own; targets may need the caller's
 
-    def work(job: tuple[torch.Tensor, list[Piece]]) -> None:
+    def work(job: tuple[torch.Tensor, Iterable[Piece]]) -> None:
         with torch.inference_mode(inference):
             fill(*job)
 
     share_nbytes = SHARE_NBYTES if in_flight == 1 else min(SHARE_NBYTES, -(-nbytes // in_flight))
-    shares: Iterable[tuple[torch.Tensor, list[Piece]]] = _shares(wanted, share_nbytes)
+    shares: Iterable[tuple[torch.Tensor, Iterable[Piece]]] = _shares(wanted, share_nbytes)
     if nbytes <= TILE_NBYTES:
         shares = list(shares)  # there may be one only, such as a whole file range
         crew = min(crew, len(shares))
@@ -137,14 +137,14 @@ def _boxes_of(node: Node) -> Iterator[Box]:
 
 def _shares(
     wanted: Iterable[tuple[Node, torch.Tensor]], share_nbytes: int
-) -> Iterator[tuple[torch.Tensor, list[Piece]]]:
+) -> Iterator[tuple[torch.Tensor, Iterable[Piece]]]:
     """Work for one thread at a time: a tile of a large tensor, some of the pieces of a smaller one."""
     for node, target in wanted:
         whole, strides, start = full_box(node.dims), target.stride(), int(target.storage_offset())
         if node.nbytes > TILE_NBYTES:
             for box in _boxes_of(node):
                 offset = sum(axis.start * stride for axis, stride in zip(box, strides, strict=True))
-                yield target, list(pieces(node, box, start + offset, strides))
+                yield target, pieces(node, box, start + offset, strides)
             continue
         share: list[Piece] = []
         nbytes = 0

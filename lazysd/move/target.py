@@ -11,7 +11,7 @@ from ..arguments import kind_of
 from ..graph.leaves import InMemory
 from ..graph.node import Node
 from ..graph.rewrite import cast, slice_
-from ..graph.walk import below, pieces_of
+from ..graph.walk import below, dense_pieces
 from .kernels.base import shares_places
 from .lanes import is_filled
 from .materialize import fill_into, materialize
@@ -70,7 +70,7 @@ def reads_from(node: Node, target: torch.Tensor) -> bool:
     if target.device.type == "meta":
         return False
     held = _addresses(target)
-    for piece in below(pieces_of(node)):
+    for piece in below(dense_pieces(node)):
         op = piece.node.op
         if isinstance(op, InMemory) and (source := op.values()).device == target.device:
             read = _addresses(source)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections import deque
+from collections.abc import Iterable, Iterator
 from itertools import pairwise
 from math import prod
 
@@ -11,7 +12,7 @@ from ..graph.boxes import Box, box_dims, tiles
 from ..graph.compute import Computed
 from ..graph.leaves import FileRange
 from ..graph.node import Node
-from ..graph.walk import pieces_of
+from ..graph.walk import dense_pieces
 from .blocks import run_of
 
 COMPUTE_TILE_NBYTES = 8 << 20  # of a computed tile: operands, temporaries, result
@@ -43,23 +44,28 @@ def tile_limit(node: Node, box: Box, preferred_nbytes: int, most_nbytes: int) ->
             break
     limits.append(nbytes)
     for limit in sorted(limit for limit in limits if preferred_nbytes <= limit <= most_nbytes):
-        if not is_gappy(pieces_of(node, next(tiles(box, itemsize, limit)))):
+        if not is_gappy(dense_pieces(node, next(tiles(box, itemsize, limit)))):
             return limit
-    return min(preferred_nbytes, most_nbytes) if is_gappy(pieces_of(node, box)) else min(most_nbytes, nbytes)
+    return min(preferred_nbytes, most_nbytes) if is_gappy(dense_pieces(node, box)) else min(most_nbytes, nbytes)
 
 
-def glue(wanted: Iterable[Piece]) -> list[Piece]:
-    """Join neighbouring pieces of one leaf that also neighbour each other in the destination.
+MAX_UNGLUED = 64  # pieces that wait for a neighbour: what joins stands close together, and there may be millions
+
+
+def glue(wanted: Iterable[Piece]) -> Iterator[Piece]:
+    """Join neighbouring pieces of one leaf that also neighbour each other in the destination, one by one.
 
     Gate and up of one expert are alternate stretches of the same source rows; glued, they are read once.
     """
-    joined: list[Piece] = []
+    joined: deque[Piece] = deque()
     for piece in wanted:
         while joined and (both := _join(joined[-1], piece)) is not None:
             joined.pop()
             piece = both
         joined.append(piece)
-    return joined
+        if len(joined) > MAX_UNGLUED:
+            yield joined.popleft()
+    yield from joined
 
 
 def _join(first: Piece, second: Piece) -> Piece | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import accumulate, chain, islice
 from math import prod
 from typing import NamedTuple
 
@@ -12,7 +13,7 @@ from ..graph.base import Piece
 from ..graph.boxes import Box, box_dims, full_box, tiles
 from ..graph.leaves import FileRange, InMemory
 from ..graph.node import Node
-from ..graph.walk import pieces_of
+from ..graph.walk import dense_pieces
 from ..move.materialize import source_ranges
 from ..move.tiling import glue, is_gappy, tile_limit
 
@@ -69,17 +70,14 @@ class Job(NamedTuple):
             nbytes += part.nbytes
         yield begun, offset, nbytes
 
-    def wanted(self, first: int = 0) -> list[Piece]:
+    def wanted(self, first: int = 0) -> Iterator[Piece]:
         """The pieces that fill the job's buffer, whose first byte is byte `first` of its storage; glued where possible.
 
         Parts of a job have one dtype, and `first` is a multiple of its size.
         """
-        found: list[Piece] = []
-        at = first
-        for part in self.parts:
-            found.extend(pieces_of(part.target.node, part.box, at // part.target.node.itemsize))
-            at += part.nbytes
-        return glue(found)
+        starts = accumulate((part.nbytes for part in self.parts), initial=first)
+        places = ((part.target.node, part.box, at) for part, at in zip(self.parts, starts, strict=False))
+        return glue(piece for node, box, at in places for piece in dense_pieces(node, box, at // node.itemsize))
 
 
 @dataclass(frozen=True, repr=False)
@@ -147,21 +145,26 @@ def lay_out(
     return shards
 
 
-def units_of(tensors: Mapping[str, Node], show: Callable[[str, Node, list[Piece]], None]) -> Iterator[Unit]:
+MAX_SHARING = 4  # pieces of a tensor that shares rows with its neighbours
+
+
+def units_of(tensors: Mapping[str, Node], show: Callable[[str, Node, Iterable[Piece]], None]) -> Iterator[Unit]:
     """Runs of neighbouring tensors that cut the same source rows, and single tensors; each is shown to `show`."""
     unit: Unit = []
     last: list[Piece] = []
     end = 0
     for key, node in tensors.items():
         node.itemsize  # noqa: B018 - refuses dtypes that cannot be moved
-        found = pieces_of(node, full_box(node.dims))
-        show(key, node, found)
-        gappy = len(found) <= 4 and is_gappy(found)
+        every = dense_pieces(node)
+        found = list(islice(every, MAX_SHARING + 1))
+        show(key, node, chain(found, every))
+        gappy = len(found) <= MAX_SHARING and is_gappy(found)
         if unit and gappy and last and node.code == unit[0][1].code:
             moved = [piece._replace(offset=piece.offset + end) for piece in found]
-            if len(glue([*last, *moved])) < len(last) + len(moved):
+            glued = list(glue([*last, *moved]))
+            if len(glued) < len(last) + len(moved):
                 unit.append((key, node))
-                last, end = glue([*last, *moved]), end + node.numel()
+                last, end = glued, end + node.numel()
                 continue
         if unit:
             yield unit
@@ -203,13 +206,15 @@ def jobs_of(number: int, shard: Shard, most_nbytes: int) -> Iterator[Job]:
         yield Job(number, tuple(parts), size)
 
 
-def reads_nbytes(wanted: list[Piece]) -> int:
+def reads_nbytes(wanted: Iterable[Piece]) -> int:
     """Bytes that filling the pieces reads. Without gaps that is their size, and no read needs to be listed."""
-    plain = all(isinstance(piece.node.op, (FileRange, InMemory)) for piece in wanted)
-    if plain and not is_gappy(wanted, exact=True):
-        found = (piece for piece in wanted if isinstance(piece.node.op, FileRange))
-        return sum(prod(box_dims(piece.box)) * piece.node.itemsize for piece in found)
-    return sum(nbytes for _, _, nbytes in source_ranges(wanted, exact=True))
+    total = 0
+    for piece in wanted:
+        if not isinstance(piece.node.op, (FileRange, InMemory)) or is_gappy((piece,), exact=True):
+            total += sum(nbytes for _, _, nbytes in source_ranges((piece,), exact=True))
+        elif isinstance(piece.node.op, FileRange):
+            total += prod(box_dims(piece.box)) * piece.node.itemsize
+    return total
 
 
 def _whole(unit: Iterable[Target], first: int) -> Iterator[Part]:

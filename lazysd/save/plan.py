@@ -28,6 +28,8 @@ from .jobs import PREFERRED_TILE_NBYTES, Job, Shard, jobs_of, lay_out, natural_n
 from .memory import Needs
 
 MAX_SHARDS = 100  # listed as HTML
+MAX_BOXES = 20_000  # kept until coverage is proved, and BOXES_EACH for each output; about 200 bytes each
+BOXES_EACH = 4
 
 
 @dataclass(frozen=True, repr=False)
@@ -205,7 +207,8 @@ class _Proof:
     """Collects what every target consumes, and shows that each source element goes to exactly one place."""
 
     def __init__(self) -> None:
-        self.boxes: dict[int, list[Box]] = {}
+        self.boxes: dict[int, list[Box] | None] = {}  # None where there are too many
+        self.room = MAX_BOXES
         self.leaves: dict[int, Node] = {}
         self.lossy: dict[str, int] = {}
         self.confused: dict[str, int] = {}
@@ -218,12 +221,16 @@ class _Proof:
 
     def add(self, key: str, node: Node, found: Iterable[Piece]) -> None:
         self.largest_nbytes = max(self.largest_nbytes, node.nbytes)
-        count = sum(prod(box_dims(piece.box)) for piece in found)
-        if count != node.numel():
-            raise LayoutError(
-                f"{key}: {count} of {node.numel()} elements have a source; this is a bug in an op's route"
-            )
-        for piece in below(found):
+        self.room += BOXES_EACH
+        count = 0
+
+        def counted() -> Iterator[Piece]:
+            nonlocal count
+            for piece in found:
+                count += prod(box_dims(piece.box))
+                yield piece
+
+        for piece in below(counted()):
             op = piece.node.op
             if isinstance(op, Computed):
                 self.calculates |= not op.by_bits
@@ -233,7 +240,20 @@ class _Proof:
                     self.confused[what] = self.confused.get(what, 0) + 1
             elif isinstance(op, (FileRange, InMemory)):
                 self.leaves[id(piece.node)] = piece.node
-                self.boxes.setdefault(id(piece.node), []).append(piece.box)
+                self._keep(piece)
+        if count != node.numel():
+            raise LayoutError(
+                f"{key}: {count} of {node.numel()} elements have a source; this is a bug in an op's route"
+            )
+
+    def _keep(self, piece: Piece) -> None:
+        boxes = self.boxes.setdefault(id(piece.node), [])
+        if boxes is not None and self.room > 0:
+            boxes.append(piece.box)
+            self.room -= 1
+        elif boxes is not None:
+            self.boxes[id(piece.node)] = None
+            self.room += len(boxes)
 
     @property
     def reads_memory(self) -> bool:
@@ -254,11 +274,12 @@ class _Proof:
         """What does not come back on the way back, although no value that is written changes."""
         for what, count in self.confused.items():
             yield f"{what}, may not come back ({count} tensors)"
-        partly = [
-            self.leaves[key] for key, boxes in self.boxes.items() if not covers_once(boxes, self.leaves[key].dims)
-        ]
+        known = {key: boxes for key, boxes in self.boxes.items() if boxes is not None}
+        partly = sum(not covers_once(boxes, self.leaves[key].dims) for key, boxes in known.items())
         if partly:
-            yield f"{len(partly)} source tensors are used in part, or more than once"
+            yield f"{partly} source tensors are used in part, or more than once"
+        if unknown := len(self.boxes) - len(known):
+            yield f"{unknown} source tensors are used in too many parts to prove that each is used once"
         read_nbytes = sum(leaf.nbytes for leaf in self.leaves.values())
         if source_nbytes is not None and read_nbytes < source_nbytes:
             yield f"{format_nbytes(source_nbytes - read_nbytes)} of the source's tensors are left out"
