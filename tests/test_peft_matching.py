@@ -12,6 +12,7 @@ from peft.utils.other import get_pattern_key
 
 import lazysd.peft.matching as matching
 from lazysd.errors import LayoutError
+from lazysd.peft.config import AdapterConfig
 from lazysd.peft.matching import matches
 
 FOLLOWED = ("*", "+", "?", "{2}", "{1,3}", "*?", "{2,}")
@@ -80,7 +81,7 @@ expressions = st.recursive(
 def test_any_regular_expression(pattern: str, name: str) -> None:
     wanted = re.match(rf"(.*\.)?({pattern})$", name) is not None
     assert matches(pattern, name) == wanted
-    assert matching._followed(matching._compiled(pattern), name) == wanted
+    assert matching._followed(pattern, name) == wanted
 
 
 @pytest.mark.parametrize(
@@ -120,3 +121,29 @@ def test_hostile_patterns_take_no_time(pattern: str) -> None:
 def test_what_cannot_be_matched_is_refused(pattern: str, said: str) -> None:
     with pytest.raises(LayoutError, match=said):
         matches(pattern, "model." + "a" * 1000)
+
+
+def test_what_was_found_out_of_a_pattern_is_remembered(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Names of many layers and experts look alike: they take a few moves in all, however many they are."""
+    matching._states.cache_clear()
+    pattern = r".*\.layers\.\d+\.mlp\.experts\.\d+\..*_proj"
+    names = [f"model.layers.{k}.mlp.experts.{e}.up_proj" for k in range(20) for e in range(100)]
+    assert all(matching.is_followed(pattern, name) and matches(pattern, name) for name in names)
+    assert matching._states(pattern)[0]._num_moves < 20_000  # 2,000 names of 40 characters
+    matching._states.cache_clear()
+    monkeypatch.setattr(matching, "MAX_MOVES", 100)
+    with pytest.raises(LayoutError, match="cannot be matched in bounded time; name the modules instead"):
+        matches(pattern, names[0])
+
+
+def test_there_are_not_too_many_of_them() -> None:
+    slow = {f".*.*.*.*{number}x": 3 for number in range(matching.MAX_FOLLOWED + 1)}
+    quick = {f"{number}x": 3 for number in range(1000)}
+    assert AdapterConfig({"r": 8, "rank_pattern": quick}).rank("model.layers.0.q_proj") == 8
+    with pytest.raises(LayoutError, match=r"adapter_config\.json: more than 64 patterns cannot be matched at once"):
+        AdapterConfig({"r": 8, "rank_pattern": slow}).rank("model.layers.0.self_attn.q_proj")
+
+
+@pytest.mark.parametrize("pattern", ["q_proj", r"layers\.\d+\.mlp", "(gate|up)_proj", r"experts\.[0-9]+\.(a|b)?"])
+def test_usual_patterns_are_left_to_python(pattern: str) -> None:
+    assert not matching.is_followed(pattern, "model.layers.10.self_attn.experts.100.q_proj")

@@ -10,7 +10,7 @@ from typing import Any
 
 from ..errors import LayoutError
 from ..layouts.rule import Layout
-from .matching import matches
+from .matching import MAX_FOLLOWED, is_followed, matches
 from .names import LoraNames, names_in
 
 CONFIG, STAMP = "adapter_config.json", "automodel_peft_config.json"
@@ -95,8 +95,12 @@ class AdapterConfig:
 
 def _from_pattern(pattern: Mapping[str, Any] | None, name: str, default: Any) -> Any:
     """PEFT's matching: the first key that is a regex for the whole name, or for its end after a dot."""
+    num_followed = 0
     for key, value in (pattern or {}).items():
         try:
+            num_followed += is_followed(str(key), name)
+            if num_followed > MAX_FOLLOWED:
+                raise LayoutError(f"more than {MAX_FOLLOWED} patterns cannot be matched at once; name the modules")
             found = matches(str(key), name)
         except LayoutError as error:
             raise LayoutError(f"{CONFIG}: {error}") from error

@@ -1,8 +1,9 @@
 """Which module a key of rank_pattern or alpha_pattern means: PEFT's regular expressions, in bounded time.
 
 adapter_config.json comes from strangers, and backtracking over `(a+)+b` takes longer than anybody waits. An expression
-that cannot backtrack for long goes to Python's matcher; any other is followed through all its states at once, which
-takes the product of both lengths. Both answer the same for what is a regular language; the rest is refused by name.
+that cannot backtrack for long goes to Python's matcher; any other is followed through all its states at once, and what
+was found out about them is remembered, up to a limit. Both answer the same for what is a regular language; the rest is
+refused by name.
 """
 
 from __future__ import annotations
@@ -16,10 +17,17 @@ from ..errors import LayoutError
 
 MAX_PATTERN = 2000  # characters
 MAX_STATES = 4000  # of an expression written out, its counted repeats included
+MAX_FOLLOWED = 64  # expressions of one file that Python's matcher is not asked about
+MAX_MOVES = 300_000  # from states to states that are worked out of one expression; each is remembered
 MAX_STEPS = 200_000  # that backtracking may take, at most, for Python's matcher to be asked
 
 _parser: Any = importlib.import_module("re._parser")
 _MAXREPEAT = int(_parser.MAXREPEAT)
+
+
+def is_followed(pattern: str, name: str) -> bool:
+    """Whether an expression could backtrack for long, so that it is followed through its states instead."""
+    return _compiled(pattern).steps_of(len(name)) > MAX_STEPS
 
 
 def matches(pattern: str, name: str) -> bool:
@@ -30,10 +38,9 @@ def matches(pattern: str, name: str) -> bool:
 
     Source: peft 0.21.2, `get_pattern_key`.
     """
-    program = _compiled(pattern)
-    if program.steps_of(len(name)) <= MAX_STEPS:
-        return program.plain.match(name) is not None
-    return _followed(program, name)
+    if is_followed(pattern, name):
+        return _followed(pattern, name)
+    return _compiled(pattern).plain.match(name) is not None
 
 
 class _Program(NamedTuple):
@@ -93,7 +100,9 @@ def _cost(tree: Any) -> tuple[int, int]:
             elif op.endswith("_REPEAT"):
                 if repeated:
                     return ways, -1
-                if value[0] != value[1] or value[1] > 1:
+                if value[1] == 1:  # there or not
+                    ways = min(2 * ways, MAX_STEPS + 1)
+                else:
                     repeats, inside = repeats + (value[0] != value[1]), True
             todo.extend((child, inside) for child in _children(op, value))
     return ways, repeats - 1  # the one before the last dot is there in every question
@@ -106,6 +115,9 @@ class _States:
         self.pattern = pattern
         self.edges: list[tuple[Any, int] | None] = []
         self.free: list[list[tuple[str, int]]] = []  # (condition, where): "", or a place in the text
+        self._reached: dict[tuple[frozenset[int], frozenset[str]], frozenset[int]] = {}
+        self._after: dict[tuple[frozenset[int], str], frozenset[int]] = {}
+        self._num_moves = 0
 
     def new(self) -> int:
         if len(self.edges) >= MAX_STATES:
@@ -158,6 +170,32 @@ class _States:
             at = self._fresh(self.add(items, self._fresh(at)))
         self.free[at].append(("", end))
 
+    def reached(self, here: frozenset[int], places: frozenset[str]) -> frozenset[int]:
+        """The states that can be reached without a character, where these places in the text are."""
+        if (here, places) not in self._reached:
+            found, todo = set(here), list(here)
+            while todo:
+                for place, there in self.free[todo.pop()]:
+                    if there not in found and (not place or place in places):
+                        found.add(there)
+                        todo.append(there)
+            self._count(len(found))
+            self._reached[here, places] = frozenset(found)
+        return self._reached[here, places]
+
+    def after(self, here: frozenset[int], char: str) -> frozenset[int]:
+        """The states after one more character."""
+        if (here, char) not in self._after:
+            self._count(len(here))
+            edges = (self.edges[state] for state in here)
+            self._after[here, char] = frozenset(edge[1] for edge in edges if edge is not None and edge[0](char))
+        return self._after[here, char]
+
+    def _count(self, num_moves: int) -> None:
+        self._num_moves += num_moves
+        if self._num_moves > MAX_MOVES:
+            raise LayoutError(f"pattern {self.pattern!r} cannot be matched in bounded time; name the modules instead")
+
     def _fresh(self, at: int) -> int:
         """A state of its own after `at`: one that has an edge already takes no other."""
         new = self.new()
@@ -181,36 +219,33 @@ def _accepting(op: str, value: Any) -> Any:
     return lambda char: compiled.match(char) is not None
 
 
-def _holds(place: str, name: str, at: int) -> bool:
-    """Whether a place in the text is such a one."""
-    if place in ("", "AT_BEGINNING", "AT_BEGINNING_STRING"):
-        return not place or at == 0
-    if place in ("AT_END", "AT_END_STRING"):
-        return at == len(name) or (place == "AT_END" and at == len(name) - 1 and name[at] == "\n")
+def _places(name: str, at: int) -> frozenset[str]:
+    """Which places in the text position `at` is."""
     before, after = (0 <= k < len(name) and bool(re.match(r"\w", name[k])) for k in (at - 1, at))
-    return (before != after) is (place == "AT_BOUNDARY")
+    found = {"AT_BOUNDARY" if before != after else "AT_NON_BOUNDARY"}
+    if at == 0:
+        found |= {"AT_BEGINNING", "AT_BEGINNING_STRING"}
+    if at == len(name):
+        found |= {"AT_END", "AT_END_STRING"}
+    elif at == len(name) - 1 and name[at] == "\n":
+        found.add("AT_END")
+    return frozenset(found)
 
 
-@lru_cache(maxsize=256)
+@lru_cache(maxsize=MAX_FOLLOWED)
 def _states(pattern: str) -> tuple[_States, int]:
     states = _States(pattern)
     return states, states.add(_compiled(pattern).tree, states.new())
 
 
-def _followed(program: _Program, name: str) -> bool:
+def _followed(pattern: str, name: str) -> bool:
     """Every state that can be reached after each character; whether the last one is among them at some point."""
-    states, last = _states(program.pattern)
-    here = {0}
+    states, last = _states(pattern)
+    here = frozenset((0,))
     for at in range(len(name) + 1):
-        todo = list(here)
-        while todo:
-            for place, there in states.free[todo.pop()]:
-                if there not in here and _holds(place, name, at):
-                    here.add(there)
-                    todo.append(there)
+        here = states.reached(here, _places(name, at))
         if last in here:
             return True
         if at < len(name):
-            edges = (states.edges[state] for state in here)
-            here = {edge[1] for edge in edges if edge is not None and edge[0](name[at])}
+            here = states.after(here, name[at])
     return False
