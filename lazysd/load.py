@@ -17,6 +17,8 @@ from .move.places import device_of
 from .tensor.lazy import LazyTensor
 from .tensor.wrapping import as_lazy
 
+MAX_NAMED = 20  # keys in an error; torch names all, of which nobody finds the end
+
 
 class LoadReport(NamedTuple):
     """What did not match, as torch's load_state_dict reports it, and what still has no data."""
@@ -141,8 +143,9 @@ def _check(
     problems = []
     for what, keys in (("Missing", missing), ("Unexpected", unexpected)):
         if keys:
-            names = ", ".join(f'"{key}"' for key in keys)
-            problems.append(f"{what} key(s) in state_dict: {names}. ")
+            names = ", ".join(f'"{key}"' for key in keys[:MAX_NAMED])
+            more = f" and {len(keys) - MAX_NAMED} more" if len(keys) > MAX_NAMED else ""
+            problems.append(f"{what} key(s) in state_dict: {names}{more}. ")
     for key, node in ((key, ckpt[key]) for key in ckpt if key in by_key):
         expected = _held(by_key[key]).shape
         if tuple(node.shape) != tuple(expected):

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import re
 from collections import Counter
-from collections.abc import Iterator, Mapping
-from math import prod
 from typing import Any
 
 from . import layouts
@@ -17,27 +14,24 @@ from .graph.boxes import full_box, row_major
 from .graph.leaves import FileRange
 from .graph.node import Node
 from .graph.walk import pieces
+from .parameters import parameters_of
 from .peft.holding import adapter_summary
-from .quant import registry
-
-_EXPERT = re.compile(r"(?:^|\.)(?:experts|local_experts)(?:\.|$)")
-_PER_TOKEN = ("num_experts_per_tok", "num_experts_per_token", "moe_top_k", "moe_k", "top_k_experts", "moe_topk")
-_IN_ALL = ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts", "num_routed_experts")
 
 
 @checked
 def overview(ckpt: Checkpoint) -> dict[str, Any]:
     """The facts above the list of keys; sizes in bytes, what cannot be told is None.
 
-    `parameters` counts weights, not what stands for them: of a quantised weight its values, and no scales.
-    `active_parameters` are those that one token meets, where config.json says how many experts that are.
+    `parameters` and `active_parameters` as in parameters.Parameters.
     """
     try:
         layout, family = ckpt.layout, ckpt.family
     except LazysdError as error:
         layout, family = f"undecided: {error}", None
-    counts, schemes, problem = _parameters(ckpt)
-    total = sum(counts.values())
+    if layout is None and (found := layouts.dense_layout(ckpt, ckpt.config, family)) is not None:
+        layout, family = found
+    counted = parameters_of(ckpt, ckpt.config, not ckpt.facts.absent)
+    total = counted.total
     data: dict[str, Any] = {
         "path": str(ckpt.path),
         "layout": layout,
@@ -46,9 +40,9 @@ def overview(ckpt: Checkpoint) -> dict[str, Any]:
         "model_type": (ckpt.config or {}).get("model_type"),
         "tensors": len(ckpt),
         "parameters": total,
-        "active_parameters": None if ckpt.facts.absent else _active(counts, ckpt.config),
+        "active_parameters": counted.active,
         "bits_per_weight": round(8 * ckpt.nbytes / total, 3) if total else None,
-        "quantization": schemes,
+        "quantization": dict(counted.schemes),
         "nbytes": ckpt.nbytes,
         "dtypes": _by_dtype(ckpt),
         "files": len(ckpt.files),
@@ -56,7 +50,7 @@ def overview(ckpt: Checkpoint) -> dict[str, Any]:
         "metadata": dict(ckpt.metadata),
         "irregular": [] if ckpt.facts.absent else irregular_layers(ckpt),
         "missing": [absent.as_dict() for absent in ckpt.facts.absent],
-        "remarks": [*ckpt.remarks, *([problem] if problem else [])],
+        "remarks": [*ckpt.remarks, *([counted.problem] if counted.problem else [])],
     }
     if ckpt.adapter is not None or any(".lora_" in key for key in ckpt):
         data["adapter"] = adapter_summary(ckpt)
@@ -77,42 +71,6 @@ def _by_dtype(ckpt: Checkpoint) -> dict[str, int]:
     for node in ckpt.values():
         found[node.code] += node.nbytes
     return dict(found)
-
-
-def _parameters(ckpt: Checkpoint) -> tuple[dict[str, int], dict[str, int], str | None]:
-    """Values by key of the weight, how many weights each scheme stores, and what kept a scheme from being read."""
-    counts = {key: node.numel() for key, node in ckpt.items()}
-    schemes: Counter[str] = Counter()
-    try:
-        settings = registry.settings_of(ckpt.config)
-        weights = registry.find(ckpt, settings)
-        shapes = [registry.dims(weight, ckpt, settings) for weight in weights]
-    except LazysdError as error:
-        return counts, {}, f"the quantised weights cannot be read: {error}"
-    for weight, dims in zip(weights, shapes, strict=True):
-        schemes[weight.scheme.name] += 1
-        for part in registry.parts_of([weight]):
-            counts.pop(part, None)
-        counts[weight.key] = prod(dims)
-    return counts, dict(schemes), None
-
-
-def _active(counts: Mapping[str, int], config: Mapping[str, Any] | None) -> int | None:
-    used, held = (next(_stated(config or {}, names), None) for names in (_PER_TOKEN, _IN_ALL))
-    if not used or not held or used > held:
-        return None
-    experts = sum(count for key, count in counts.items() if _EXPERT.search(key))
-    return sum(counts.values()) - experts + experts * used // held
-
-
-def _stated(config: Mapping[str, Any], names: tuple[str, ...]) -> Iterator[int]:
-    """A number under any of these names, in config.json or one of its parts."""
-    tables = [config, *(value for value in config.values() if isinstance(value, Mapping))]
-    for table in tables:
-        for name in names:
-            value = table.get(name)
-            if type(value) is int and value > 0:
-                yield value
 
 
 def _shards(ckpt: Checkpoint) -> list[dict[str, Any]]:

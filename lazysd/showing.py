@@ -13,6 +13,7 @@ from .display.layers import irregular_layers
 from .display.page import cut
 from .display.text import printable
 from .errors import LazysdError
+from .parameters import parameters_of
 from .peft.holding import adapter_summary
 from .sizes import format_nbytes
 
@@ -27,11 +28,17 @@ class Showing:
     def _layout_shown(self) -> str:
         whole: Any = self
         try:
-            if whole.layout is None:
-                return "no known layout"
-            return f"{whole.layout} ({whole.family})" if whole.family else str(whole.layout)
+            layout, family = whole.layout, whole.family
         except LazysdError:
             return "mixed layouts"
+        if layout is None and (found := layouts.dense_layout(whole, whole.config, family)) is not None:
+            layout, family = found
+        return f"{layout} ({family})" if layout and family else layout or "no known layout"
+
+    @cached_property
+    def _parameters_shown(self) -> str:
+        whole: Any = self
+        return str(parameters_of(whole, whole.config, not whole.facts.absent))
 
     @cached_property
     def _remarks_shown(self) -> list[tuple[str, str]]:
@@ -46,7 +53,8 @@ class Showing:
         where = f", {whole.path}" if whole.path else ""
         part = "a part: " if whole.facts.absent else ""
         count = f"{part}{len(whole)} tensor{'s' if len(whole) != 1 else ''}"
-        lines = [f"Checkpoint({count}, {format_nbytes(whole.nbytes)}, {self._layout_shown}{printable(where)})"]
+        size = f"{self._parameters_shown}, {format_nbytes(whole.nbytes)}"
+        lines = [f"Checkpoint({count}, {size}, {self._layout_shown}{printable(where)})"]
         said = self._remarks_shown
         lines += [f"  {word}: {cut(printable(sentence), MAX_WIDTH)}" for word, sentence in said[:MAX_REMARKS]]
         lines += [f"  … and {len(said) - MAX_REMARKS} more remarks"] if len(said) > MAX_REMARKS else []
@@ -59,6 +67,7 @@ class Showing:
             about += adapter_facts(adapter_summary(whole))
         elif why := layouts.explain(whole, whole.config, whole.facts.family, whole.facts.layout):
             about.append(("because", why))
+        about.append(("weights", self._parameters_shown))
         about += [("path", str(whole.path))] if whole.path else []
         return to_html(
             self, "Part of a checkpoint" if whole.facts.absent else "Checkpoint", [*about, *self._remarks_shown]

@@ -151,6 +151,28 @@ def test_only_in_one(tmp_path: Path) -> None:
     assert found.num_equal == 1
 
 
+def test_a_cast_that_lost_nothing_is_called_so(capsys: pytest.CaptureFixture[str]) -> None:
+    a = {f"layers.{n}.w": torch.tensor([1.0, n]) for n in range(11)}
+    b = {key: tensor.bfloat16() for key, tensor in a.items()} | {"layers.3.w": torch.tensor([1.01, 3]).half()}
+    found = lazysd.compare(a, b)
+    assert "10 differ in dtype alone, their values are the same, 1 differs in dtype" in found.headline()
+    shown = "  layers.{0-2,4-10}.w: dtype: F32 in A, BF16 in B, the same values"
+    assert found.details() == [shown, "  layers.3.w: dtype: F32 in A, F16 in B"]
+    assert lazysd.compare(a, b, tolerance=0.1).equal
+
+
+def test_details_fold_and_leave_values_to_the_table() -> None:
+    a = {f"layers.{n}.w": torch.zeros(2) for n in range(12)}
+    many = lazysd.compare(
+        a, {key: tensor + 1 for key, tensor in a.items()} | {f"x.{n}": torch.zeros(1) for n in range(3)}
+    )
+    assert many.details() == ["  x.{0-2}: missing: only in B"]
+    few = lazysd.compare(a, a | {f"layers.{n}.w": torch.tensor([0.0, n]) for n in (3, 11)})
+    assert [line.split(";")[0] for line in few.details()] == [
+        f"  layers.{n}.w: values: 1 of 2 elements differ" for n in (3, 11)
+    ]
+
+
 def test_html_escapes_names() -> None:
     html = lazysd.compare({"<b>0": torch.ones(3)}, {"<b>0": torch.zeros(3)})._repr_html_()
     assert "<b>0" not in html

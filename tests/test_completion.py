@@ -51,6 +51,35 @@ def test_other_shells(shell: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert "hf-fused" in capsys.readouterr().out
 
 
+def test_fish_completes() -> None:
+    pytest.importorskip("shtab")
+    if shutil.which("fish") is None:
+        pytest.skip("no fish")
+    script = subprocess.run(
+        [sys.executable, "-m", "lazysd", "completion", "fish"], capture_output=True, check=True
+    ).stdout
+    for line, expected in (
+        ("lazysd conv", "convert"),
+        ("lazysd convert a b --to ne", "nemo"),
+        ("lazysd layouts qwen3_moe", "qwen3_moe"),
+        ("lazysd diff a b --sort cos", "cosine"),
+    ):
+        ask = ["fish", "--no-config", "-c", f"source -; complete -C '{line}'"]
+        found = subprocess.run(ask, input=script, capture_output=True, check=True).stdout.decode()
+        assert [row.split("\t")[0] for row in found.splitlines()][:1] == [expected], line
+
+
+def test_zsh_takes_it_for_its_own() -> None:
+    pytest.importorskip("shtab")
+    if shutil.which("zsh") is None:
+        pytest.skip("no zsh")
+    script = subprocess.run(
+        [sys.executable, "-m", "lazysd", "completion", "zsh"], capture_output=True, check=True
+    ).stdout
+    assert script.startswith(b"#compdef lazysd\n")
+    assert subprocess.run(["zsh", "-f", "-n"], input=script, capture_output=True, check=True).stderr == b""
+
+
 def test_without_shtab_it_says_what_to_install(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -66,6 +95,8 @@ def test_without_shtab_it_says_what_to_install(
         ("state the family (family=, --family), if", "state the family (--family), if"),
         ('state one: config={"num_experts": …}, --num-experts', "state one: --num-experts"),
         ("state it, --from a or --from b (source= in Python)", "state it, --from a or --from b"),
+        ("2 of 3 are missing; `x` (partial=True in Python) shows", "2 of 3 are missing; `x` shows"),
+        ("max_memory 1.0 kB is too little", "--max-memory 1.0 kB is too little"),
         ("model.layers=3 (--x y) a=b", "model.layers=3 (--x y) a=b"),
     ],
 )
@@ -80,3 +111,21 @@ def test_by_the_command(golden: Path, tmp_path: Path, capsys: pytest.CaptureFixt
     assert "pass --overwrite" in (told := capsys.readouterr().err)
     assert "overwrite=True" not in told
     assert os.listdir(tmp_path) == ["out"]
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (
+            ["convert", "a", "b", "--tp", "nemo"],
+            "lazysd convert: unrecognized arguments: --tp nemo; did you mean '--to'?",
+        ),
+        (["plan", "a", "--stat"], "lazysd plan: unrecognized arguments: --stat; it is an option of diff;"),
+        (["stats", "a", "b", "c"], "lazysd stats: unrecognized arguments: c; see `lazysd stats --help`"),
+        (["--nothing"], "lazysd: the following arguments are required: COMMAND"),
+    ],
+)
+def test_a_wrong_option_is_said_by_its_command(words: list[str], said: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        main(words)
+    assert capsys.readouterr().err.startswith(said)

@@ -279,7 +279,10 @@ def test_the_case_folders(tmp_path: Path) -> None:
 
 def test_inspect_says_why(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for config, expected in (
-        (QWEN, "model_type 'qwen3_moe' of config.json; config.json states e=3, h=4, i=5"),
+        (
+            QWEN,
+            "model_type 'qwen3_moe' of config.json; config.json states 3 experts, hidden size 4, intermediate size 5",
+        ),
         ({"model_type": "qwen3_mou"}, "model_type 'qwen3_mou' of config.json is of no known family"),
         (None, "no model_type, so all families were tried; the keys fit qwen3_moe"),
         ({"model_type": "llama"}, "no key belongs to a layout of a known family"),

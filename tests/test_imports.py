@@ -35,7 +35,7 @@ FLOORS = [
     {"quant"},
     {"mesh"},
     {"save", "buffers"},
-    {"comparison", "iterate", "load"},
+    {"comparison", "iterate", "load", "parameters"},
     {"measuring", "showing"},
     {"checkpoint"},
     {"casting", "conversion", "opening", "overview", "quantization", "checking", "renaming"},

@@ -193,9 +193,21 @@ def test_plain_tensors_and_reads(tmp_path: Path) -> None:
 
 
 def test_assign_says_what_to_use_instead(tmp_path: Path) -> None:
-    ckpt = saved(Net(), tmp_path)
-    with pytest.raises(RuntimeError, match="load_into"):
-        Net().load_state_dict(ckpt, assign=True)
+    source, net = randomised(Net()), Net()
+    ckpt = saved(source, tmp_path)
+    with pytest.raises(
+        RuntimeError, match=r"load_into\(module, ckpt\) fills.*dict\(ckpt\.iter_tensors\(\)\) is a state"
+    ):
+        net.load_state_dict(ckpt, assign=True)
+    net.load_state_dict(dict(ckpt.iter_tensors()), assign=True)
+    assert same(net, source)
+
+
+def test_errors_name_few_of_many_keys() -> None:
+    module = torch.nn.ModuleDict({f"m{number}": nn.Linear(1, 1) for number in range(40)})
+    with pytest.raises(RuntimeError, match=r'"m9\.bias" and 60 more\. ') as raised:
+        lazysd.load_into(module, {})
+    assert len(str(raised.value)) < 600
 
 
 PEAK = """
@@ -426,9 +438,15 @@ def test_meta_models_run_as_from_pretrained(model_type: str, dtype: torch.dtype,
 def test_from_pretrained_with_lazy_tensors_says_what_to_use_instead(qwen: tuple[Path, Any]) -> None:
     """It moves tensors of a state dict given to it into place, and so wants tensors that have memory."""
     path, kind = qwen
-    ckpt = lazysd.open(path)
-    with pytest.raises(lazysd.errors.LazysdError, match=r"lazysd\.load_into fills"):
-        kind.from_pretrained(None, config=kind.config_class.from_pretrained(path), state_dict=ckpt)
+    ckpt, config = lazysd.open(path), kind.config_class.from_pretrained(path)
+    with pytest.raises(
+        lazysd.errors.LazysdError, match=r"load_into\(module, ckpt\) fills .*dict\(ckpt\.iter_tensors\(\)\)"
+    ):
+        kind.from_pretrained(None, config=config, state_dict=ckpt)
+    expected, ids = kind.from_pretrained(path, dtype=torch.bfloat16), torch.arange(5)[None]
+    for given in (ckpt, ckpt.convert("hf-fused")):  # what the error says to write
+        model = kind.from_pretrained(None, config=config, state_dict=dict(given.iter_tensors()), dtype=torch.bfloat16)
+        assert torch.equal(model(ids).logits, expected(ids).logits)
 
 
 def test_buffers_that_nothing_computes_stay_on_meta(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

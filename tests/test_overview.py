@@ -63,6 +63,44 @@ def test_rows_are_sorted_and_capped(golden: Path, capsys: pytest.CaptureFixture[
     assert rows[3] == "… and 21 more tensors in 12 rows"
 
 
+def test_depth_is_of_the_tree_and_top_cuts_it(golden: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = str(golden / "qwen3_moe_tiny")
+    assert main(["inspect", path, "--depth", "2"]) == 0
+    shown = capsys.readouterr().out
+    assert "  layers.{0-1}" in shown
+    assert "experts" not in shown.split("\n\n")[1]
+    assert main(["inspect", path, "--tree", "--top", "2"]) == 0
+    assert capsys.readouterr().out.endswith("\n… and 55 more tensors\n")
+
+
+def test_parameters_stand_in_every_view(golden: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    ckpt = lazysd.open(golden / "qwen3_moe_tiny")
+    active = overview(ckpt)["active_parameters"]
+    said = f"38,464 parameters, {active:,} active for a token"
+    assert said in repr(ckpt)
+    assert said in ckpt._repr_html_()
+    assert main(["inspect", str(golden / "qwen3_moe_tiny")]) == 0
+    assert f"weights  {said}" in capsys.readouterr().out
+
+
+def test_a_dense_model_has_the_layout_that_conversions_find(tmp_path: Path) -> None:
+    block = "model.layers.0."
+    shapes = {f"{block}self_attn.{name}_proj.weight": (4, 4) for name in "qkvo"}
+    shapes |= {f"{block}mlp.{name}_proj.weight": (6, 4) for name in ("gate", "up")} | {
+        f"{block}mlp.down_proj.weight": (4, 6)
+    }
+    shapes |= {f"{block}{name}_layernorm.weight": (4,) for name in ("input", "post_attention")}
+    shapes |= {"model.embed_tokens.weight": (7, 4), "model.norm.weight": (4,), "lm_head.weight": (7, 4)}
+    save_file({key: torch.rand(dims) for key, dims in shapes.items()}, tmp_path / "model.safetensors")
+    sizes = {"hidden_size": 4, "intermediate_size": 6, "num_attention_heads": 2, "num_key_value_heads": 2}
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "llama", **sizes}))
+    ckpt = lazysd.open(tmp_path)
+    vllm = ckpt.convert("vllm")
+    for view, layout in ((ckpt, "hf"), (vllm.like(dict(vllm), layout=None, family=None), "vllm")):
+        assert (overview(view)["layout"], overview(view)["family"]) == (layout, "llama")
+        assert f"{layout} (llama)" in repr(view)
+
+
 def test_metadata_and_irregular_layers_are_shown(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     tensors = {f"layers.{n}.{k}": torch.zeros(2) for n in range(11) for k in "ab" if (n, k) != (10, "b")}
     save_file(tensors, tmp_path / "model.safetensors", metadata={"format": "pt", "step": "7\x1b[31m"})

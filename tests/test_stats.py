@@ -11,11 +11,13 @@ import numpy as np
 import pytest
 import torch
 from checkpoints import noise, write
+from safetensors.torch import save_file
 
 import lazysd
 from lazysd import reduction
 from lazysd import stats as stats_module
 from lazysd.cli.main import main
+from lazysd.display.stats import text_of_all
 
 NARROW = [torch.bfloat16, torch.float16, torch.float8_e4m3fn, torch.float8_e5m2, torch.uint8, torch.int8, torch.bool]
 WIDE = [torch.float32, torch.float64, torch.int16, torch.int32, torch.int64]
@@ -124,3 +126,37 @@ def test_the_command(tmp_path: Path, capsys: Any) -> None:
     one = lazysd.open(src)["b\n"].stats()
     assert repr(one) == "Stats(F32[3], min 1, max 1, mean 1, 1 NaN, 1 inf)"
     assert "histogram" in lazysd.open(src)["a.0"].stats()._repr_html_()
+
+
+def test_a_table_gives_up_what_says_least() -> None:
+    """Names keep their room; columns with NaN or infinities in them never go."""
+    tensors = {f"model.layers.{n}.mlp.experts.{n}.down_proj.weight": torch.arange(-50.0, 51.0) for n in range(2)}
+    calm = lazysd.Checkpoint({key: lazysd.from_torch(tensor) for key, tensor in tensors.items()}).stats()
+    wide = text_of_all(calm).splitlines()
+    assert wide[0].split() == ["tensor", "min", "1%", "50%", "99%", "max", "mean", "std", "zeros", "NaN", "inf"]
+    assert wide[1].split()[1:6] == ["-50", "-49", "0", "49", "50"]
+    for width in (50, 60, 80, 100, 200):
+        lines = text_of_all(calm, width=width).splitlines()
+        assert max(map(len, lines)) <= width
+        assert len(lines) == 3
+    assert "layers.1." in text_of_all(calm, width=80)
+    next(iter(tensors.values()))[3] = torch.nan
+    odd = lazysd.Checkpoint({key: lazysd.from_torch(tensor) for key, tensor in tensors.items()}).stats()
+    assert "NaN" in text_of_all(odd, width=40)
+
+
+def test_lines_are_sorted_and_capped(tmp_path: Path, capsys: Any) -> None:
+    """What is no number stands last."""
+    tensors = {f"t.{n}": torch.tensor([0.0, n]) for n in range(12)} | {"nothing": torch.full((2,), torch.nan)}
+    save_file(tensors, tmp_path / "m.safetensors")
+    for sort, first, count in (
+        ("absmax", "t.11", 3),
+        ("zeros", "t.0", 1),
+        ("nan", "nothing", 2),
+        ("absmax", "t.11", 13),
+    ):
+        assert main(["stats", str(tmp_path / "m.safetensors"), "--sort", sort, "--top", str(count), "-q"]) == 0
+        _, *lines = capsys.readouterr().out.splitlines()
+        assert lines[0].split()[0] == first
+        assert (lines[-1] == f"… and {13 - count} more tensors") == (count < 13)
+        assert count < 13 or lines[-1].split()[0] == "nothing"

@@ -22,6 +22,7 @@ from ..display.text import Row, fold, listed, printable
 from ..overview import first_read, overview
 from ..sizes import format_nbytes
 from .common import add_json, add_source, count, emit, opened, width
+from .wording import in_options
 
 MAX_SHARDS = 8  # listed by name; more are counted
 
@@ -35,7 +36,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--top", type=count, metavar="N", help="show at most N rows")
     parser.add_argument("--tree", action="store_true", help="show modules, indented, with what each holds")
-    parser.add_argument("--depth", type=count, metavar="N", help="levels of --tree to show")
+    parser.add_argument("--depth", type=count, metavar="N", help="show no more than N levels of --tree")
     add_json(parser)
     parser.add_argument(
         "--json-lines", action="store_true", help="one JSON object a line: the summary, then each tensor"
@@ -73,8 +74,10 @@ def _listing(checkpoint: Checkpoint, args: argparse.Namespace) -> str:
         rows = [Row(printable(k), n.code, n.dims, 1, n.nbytes, (k,)) for k, n in checkpoint.items()]
     if args.sort != "file":
         rows = sorted(rows, key=lambda row: -row.nbytes if args.sort == "size" else row.name)
-    if args.tree:
-        return module_tree(rows, args.depth, width())
+    if args.tree or args.depth:
+        more = sum(row.num_keys for row in rows[args.top or len(rows) :])
+        tree = module_tree(rows[: args.top], args.depth, width())
+        return f"{tree}\n… and {more} more tensors" if more else tree
     return listed(rows, args.top, width())
 
 
@@ -84,7 +87,7 @@ def _head(data: dict[str, Any]) -> Iterator[str]:
     family = f" ({data['family']})" if data["family"] else ""
     yield f"layout   {printable(data['layout'] or 'none known')}{family}"
     if not data.get("adapter"):
-        yield f"because  {printable(data['because'])}"
+        yield f"because  {printable(in_options(data['because']))}"
     files = f"{data['files']} file{'s' if data['files'] != 1 else ''}"
     gone = data["missing"]
     known = [len(one["homes"]) for one in gone if one["homes"]]
@@ -108,7 +111,7 @@ def _head(data: dict[str, Any]) -> Iterator[str]:
     for sentence in data["irregular"]:
         yield f"uneven   {sentence}"
     for remark in data["remarks"]:
-        yield f"note     {printable(remark)}"
+        yield f"note     {printable(in_options(remark))}"
 
 
 def _cut(text: str) -> str:

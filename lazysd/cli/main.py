@@ -13,7 +13,7 @@ import re
 import sys
 import traceback
 from collections.abc import Sequence
-from typing import ClassVar, NoReturn
+from typing import Any, ClassVar, NoReturn
 
 from .. import errors
 from .._version import __version__
@@ -37,12 +37,22 @@ class _Parser(argparse.ArgumentParser):
         to_stderr(f"{self.prog}: {message}{self._meant(message)}; see `{self.prog} --help`")
         self.exit(2)
 
+    def parse_args(self, args: Any = None, namespace: Any = None) -> Any:
+        """Options that no command took are said by the command that was meant, and not by lazysd itself."""
+        found, rest = self.parse_known_args(args, namespace)
+        if rest:
+            self.commands.get(getattr(found, "command", ""), self).error(f"unrecognized arguments: {' '.join(rest)}")
+        return found
+
     def _meant(self, message: str) -> str:
         """What a mistyped command or option may have been."""
         if found := re.match(r"argument COMMAND: invalid choice: '(.*)' \(", message):
             known = [module.__name__.rsplit(".", 1)[-1] for module in COMMANDS]
         elif found := re.match(r"unrecognized arguments: (--[^\s=]*)", message):
-            known = [option for parser in self.commands.values() for option in parser._option_string_actions]
+            known = list(self._option_string_actions)
+            others = [name for name, parser in self.commands.items() if found[1] in parser._option_string_actions]
+            if others:
+                return f"; it is an option of {', '.join(others)}"
         else:
             return ""
         return did_you_mean(found[1], set(known))

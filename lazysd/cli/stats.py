@@ -5,21 +5,47 @@ Every tensor is read once. KEY is a key or a glob; --check ends with 1 where the
 Examples:
   lazysd stats Qwen3-30B-A3B
   lazysd stats Qwen3-30B-A3B '*.layers.3.*' --check
+  lazysd stats Qwen3-30B-A3B --sort absmax --top 10
 """
 
 from __future__ import annotations
 
 import argparse
+from collections.abc import Callable, Mapping
+from math import isnan
+from typing import Any
 
 from ..display.text import printable
 from ..errors import MissingTensorError
 from ..nearest import did_you_mean
-from .common import CHECK_FAILED, add_json, add_reading, add_source, add_verbosity, emit, opened, wants_progress, width
+from .common import (
+    CHECK_FAILED,
+    add_json,
+    add_reading,
+    add_source,
+    add_verbosity,
+    count,
+    emit,
+    opened,
+    wants_progress,
+    width,
+)
+
+SORTS: dict[str, Callable[[Any], float]] = {
+    "absmax": lambda one: one.absmax,
+    "std": lambda one: one.std,
+    "zeros": lambda one: one.num_zeros / max(1, one.num_elements),
+    "nan": lambda one: one.num_nan + one.num_inf,
+}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_source(parser)
     parser.add_argument("key", metavar="KEY", nargs="?", help="a key, or a glob that keys match (default: all)")
+    parser.add_argument(
+        "--sort", choices=("file", *SORTS), default="file", help="order of lines, the largest first (default: file)"
+    )
+    parser.add_argument("--top", type=count, metavar="N", help="show at most N lines")
     parser.add_argument("--check", action="store_true", help="exit with 1 where there is NaN or infinity, and name it")
     add_reading(parser)
     add_json(parser)
@@ -43,8 +69,20 @@ def run(args: argparse.Namespace) -> int:
         text = text_of_all(found, bad, width()) if bad else ""
         text += ("\n" if text else "") + f"{len(bad)} of {len(found)} tensors hold NaN or infinity"
     else:
-        text = str(next(iter(found.values()))) if len(found) == 1 else text_of_all(found, width=width())
+        text = str(next(iter(found.values()))) if len(found) == 1 else _table(found, args)
     if found.skipped:
         text += f"\nskipped {len(found.skipped)} tensors of no real numbers: {printable(', '.join(found.skipped[:5]))}"
     emit(args, text, found.as_dict() | {"not_finite": list(bad)})
     return CHECK_FAILED if args.check and bad else 0
+
+
+def _table(found: Mapping[str, Any], args: argparse.Namespace) -> str:
+    """The lines that the arguments ask for. What is not a number stands last."""
+    from ..display.stats import text_of_all
+
+    keys = list(found)
+    if args.sort != "file":
+        keys.sort(key=lambda key: (isnan(size := SORTS[args.sort](found[key])), -size))
+    text = text_of_all(found, keys[: args.top], width())
+    left = len(keys) - len(keys[: args.top])
+    return f"{text}\n… and {left} more tensors" if left else text

@@ -11,6 +11,7 @@ _REWORDED = [
     (re.compile(r"\(config=, config\.json\)"), "(config.json)"),
     (re.compile(r" \(\w+=\w* in Python\)"), ""),
     (re.compile(rf"config=\{{[^{{}}]*\}}, {_OPTION}"), r"\1"),  # config={"lora_alpha": …}, --lora-alpha
+    (re.compile(r"\bmax_memory ([0-9])"), r"--max-memory \1"),
     (re.compile(r"(--dtype \w+), lazysd\.quantization\.dequantize\b"), r"\1"),
 ]
 

@@ -12,7 +12,7 @@ from ..graph.node import Node
 from ..peft.equality import unlike
 from ..reduction import Bytes, Tile, place_in, stream
 from .magnitude import Magnitude, Sums, measurable
-from .result import Comparison, Difference
+from .result import SAME_VALUES, Comparison, Difference
 
 if TYPE_CHECKING:
     from ..checkpoint import Checkpoint
@@ -59,11 +59,23 @@ def compare(
         return result
     found = _read(ours, theirs, pairs, measure, num_workers, max_memory, report)
     result.compared_nbytes = sum(ours[key].nbytes for key in pairs)
+    cast: dict[str, bool] = {}  # of pairs that differ in dtype alone, whether the tolerance makes them equal
     for key in pairs:
         seen = found.get(key) or _Seen(None)
         if seen.sums is not None:
             result.magnitudes[key] = seen.sums.result()
-        _judge(result, key, ours[key], theirs[key], seen, tolerance)
+        if ours[key].code == theirs[key].code:
+            _judge(result, key, ours[key], theirs[key], seen, tolerance)
+        elif (measured := result.magnitudes.get(key)) is not None:
+            if near := _is_near(measured, (ours[key], theirs[key]), tolerance):
+                result.num_equal += 1
+            if near or not measured.num_changed:
+                cast[key] = near
+    result.differences = [
+        one._replace(detail=f"{one.detail}, {SAME_VALUES}") if one.key in cast and one.kind == "dtype" else one
+        for one in result.differences
+        if not cast.get(one.key)
+    ]
     return result
 
 
@@ -156,11 +168,6 @@ def _judge(result: Comparison, key: str, here: Node, there: Node, seen: _Seen, t
     """Count a pair as equal, or note how it differs."""
     measured = result.magnitudes.get(key)
     near = measured is not None and _is_near(measured, (here, there), tolerance)
-    if here.code != there.code:  # noted already
-        if near:
-            result.differences = [one for one in result.differences if (one.key, one.kind) != (key, "dtype")]
-            result.num_equal += 1
-        return
     if near or not seen.places:
         result.num_equal += 1
         return

@@ -6,11 +6,13 @@ from collections import Counter
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
-from ..display.text import printable
+from ..display.text import fold_keys, printable
 from .folding import Moved, by_layer, html_table, text_table
 from .magnitude import Magnitude
 
 MAX_SHOWN = 20
+MAX_PLACES = 5
+SAME_VALUES = "the same values"  # end of the detail of a difference in dtype alone
 ABSENT = "absent"  # the kind of a difference that nobody can see: a side lacks the shard
 
 
@@ -66,7 +68,7 @@ class Comparison:
 
     def headline(self) -> str:
         """One line: what is equal, and how many differences of which kind."""
-        kinds = Counter(difference.kind for difference in self.differences)
+        kinds = Counter(SAME_VALUES if one.detail.endswith(SAME_VALUES) else one.kind for one in self.differences)
         differs = "".join(f", {number} {self._verb(kind, number)}" for kind, number in kinds.items())
         equal = f"{self.num_equal} tensor{'s' if self.num_equal != 1 else ''}"
         if self.values:
@@ -77,15 +79,26 @@ class Comparison:
     def _verb(self, kind: str, number: int) -> str:
         if kind == ABSENT:
             return "not compared, in missing shards"
+        if kind == SAME_VALUES:
+            return f"{'differs' if number == 1 else 'differ'} in dtype alone, their values are the same"
         only = {"missing": self.names[1], "extra": self.names[0]}.get(kind)
         return f"only in {only}" if only else f"{'differs' if number == 1 else 'differ'} in {kind}"
 
     def details(self, limit: int = MAX_SHOWN) -> list[str]:
-        """A line for each of the first differences, and one for everything that could not be compared."""
-        shown = self.differences[:limit]
-        lines = [f"  {printable(found.key)}: {found.kind}: {printable(found.detail)}" for found in shown]
-        if len(self.differences) > len(shown):
-            lines.append(f"  … and {len(self.differences) - len(shown)} more (all with --json)")
+        """A line for each of the first differences, and one for everything that could not be compared.
+
+        Layers and experts that differ alike are one line. Of values that were measured, and are in `table`, the first
+        differing element is named where no more than a few tensors have one.
+        """
+        alike: dict[tuple[str, str], dict[str, None]] = {}
+        measured = sum(one.kind == "values" and one.key in self.magnitudes for one in self.differences)
+        for one in self.differences:
+            if one.kind != "values" or one.key not in self.magnitudes or measured <= MAX_PLACES:
+                alike.setdefault((one.kind, one.detail), {})[one.key] = None
+        rows = [(name, *what, keys) for what, found in alike.items() for name, keys in fold_keys(found)]
+        lines = [f"  {name}: {kind}: {printable(detail)}" for name, kind, detail, _ in rows[:limit]]
+        if left := sum(len(keys) for *_, keys in rows[limit:]):
+            lines.append(f"  … and {left} more (all with --json)")
         return lines + [f"  not compared: {what}" for what in self.unknown]
 
     def table(

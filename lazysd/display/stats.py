@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from math import nan
 from typing import Any
 
 from . import page
-from .columns import aligned
+from .columns import GAP, aligned
 from .text import printable
 
 _BAR = 40  # characters of the longest bar
 _BLOCKS = " ▏▎▍▌▋▊▉█"
 MAX_ROWS = 200  # of an HTML table
 HEADINGS = ("min", "max", "mean", "std", "zeros", "NaN", "inf")
+QUANTILES = {"1%": 0.01, "50%": 0.5, "99%": 0.99}  # of a table, where a line has room
+NAMES = 44  # characters of names for which a narrow table gives up columns
 
 
 def number(value: float) -> str:
@@ -57,9 +60,29 @@ def bar(part: float) -> str:
 
 
 def text_of_all(found: Mapping[str, Any], keys: Iterable[str] | None = None, width: int | None = None) -> str:
-    """A line a tensor; names are cut in the middle to fit `width` characters."""
-    rows = [("tensor", *HEADINGS), *((printable(key), *_cells(found[key])) for key in keys or found)]
+    """A line a tensor. To fit `width` characters, columns that say least are left out, and names cut in the middle."""
+    chosen = list(found if keys is None else keys)
+    cells = [dict(zip(HEADINGS, _cells(found[key]), strict=True)) for key in chosen]
+    for key, row in zip(chosen, cells, strict=True):
+        row |= {name: number(found[key].quantiles.get(at, nan)) for name, at in QUANTILES.items()}
+    names = [printable(key) for key in chosen]
+    columns = _fitting(cells, max(map(len, names), default=0), width)
+    rows = [
+        ("tensor", *columns),
+        *((name, *(row[column] for column in columns)) for name, row in zip(names, cells, strict=True)),
+    ]
     return "\n".join(aligned(rows, range(1, len(rows[0])), width))
+
+
+def _fitting(cells: Sequence[Mapping[str, str]], longest: int, width: int | None) -> list[str]:
+    """The columns that leave room for names; none that tells of a value that is not finite goes."""
+    columns = ["min", "1%", "50%", "99%", *HEADINGS[1:]]
+    calm = [name for name in ("NaN", "inf") if all(row[name] == "0" for row in cells)]
+    dispensable = ["1%", "99%", *(["zeros"] if all(row["zeros"] == "0%" for row in cells) else []), *calm, "50%"]
+    wide = {name: len(GAP) + max(len(name), *(len(row[name]) for row in cells)) for name in columns} if cells else {}
+    while width and dispensable and cells and min(longest, NAMES) + sum(wide[name] for name in columns) > width:
+        columns.remove(dispensable.pop(0))
+    return columns
 
 
 def html_of(found: Mapping[str, Any], headline: str = "") -> str:

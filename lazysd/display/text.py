@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
 from itertools import pairwise, product
 from typing import NamedTuple
 
@@ -50,23 +50,29 @@ def fold(tensors: Mapping[str, Node]) -> list[Row]:
     >>> [row.name for row in fold({"l.0.w": w, "l.1.w": w, "l.1.b": w, "norm": w})]
     ['l.{0-1}.w', 'l.1.b', 'norm']
     """
-    groups: dict[tuple[tuple[str | None, ...], str, Dims], dict[Numbers, str]] = {}
+    kinds = {key: (node.code, node.dims) for key, node in tensors.items()}
+    rows = fold_keys(kinds)
+    return [
+        Row(name, *kinds[keys[0]], len(keys), sum(tensors[key].nbytes for key in keys), keys) for name, keys in rows
+    ]
+
+
+def fold_keys(kinds: Mapping[str, Hashable]) -> list[tuple[str, tuple[str, ...]]]:
+    """(name, keys) of each row: keys of one kind that differ only in numbers. Otherwise as `fold`."""
+    groups: dict[tuple[tuple[str | None, ...], Hashable], dict[Numbers, str]] = {}
     order: dict[str, int] = {}
-    for at, (key, node) in enumerate(tensors.items()):
+    for at, (key, kind) in enumerate(kinds.items()):
         order[key] = at
         numbers, frame = _parse(key)
-        groups.setdefault((frame, node.code, node.dims), {})[numbers] = key
+        groups.setdefault((frame, kind), {})[numbers] = key
     found = []
-    for (frame, code, dims), members in groups.items():
+    for (frame, _), members in groups.items():
         for lists in _products(list(members)):
-            keys = [members[numbers] for numbers in product(*lists)]
-            keys.sort(key=order.__getitem__)
+            keys = sorted((members[numbers] for numbers in product(*lists)), key=order.__getitem__)
             places = iter(lists)
             name = ".".join(_shown(next(places)) if word is None else printable(word) for word in frame)
-            nbytes = sum(tensors[key].nbytes for key in keys)
-            found.append(Row(name, code, dims, len(keys), nbytes, tuple(keys)))
-    found.sort(key=lambda row: order[row.keys[0]])
-    return found
+            found.append((name, tuple(keys)))
+    return sorted(found, key=lambda row: order[row[1][0]])
 
 
 def tree(tensors: Mapping[str, Node], max_rows: int | None = None, width: int | None = None) -> str:

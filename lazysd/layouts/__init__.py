@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from .choosing import Choice, choose
     from .converting import convert
     from .detect import Found, find
-    from .explaining import explain
+    from .explaining import dense_layout, explain
     from .family import Dialect, Experts, Family, Speech
     from .parsing import parse_axes, parse_key
     from .registry import (
@@ -46,6 +46,7 @@ __getattr__ = attributes(
         "apply": ".rewriting",
         "choose": ".choosing",
         "convert": ".converting",
+        "dense_layout": ".explaining",
         "dialects": ".registry",
         "explain": ".explaining",
         "families": ".registry",
@@ -82,6 +83,7 @@ __all__ = [
     "apply",
     "choose",
     "convert",
+    "dense_layout",
     "dialects",
     "explain",
     "families",

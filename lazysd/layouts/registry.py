@@ -12,6 +12,7 @@ from typing import Any
 
 from ..arguments import checked
 from ..errors import LayoutError
+from ..nearest import did_you_mean
 from .derive import derive
 from .family import Dialect, Family, Speech
 from .folders import FOLDERS
@@ -230,7 +231,9 @@ def get(name: str, family: str | None = None) -> Layout:
     if isinstance(found, LayoutError):
         raise LayoutError(str(found))
     where = f" of family {family!r}" if family else ""
-    raise LayoutError(f"no layout {name!r}{where}; there are: {', '.join(names(family)) or 'none'}{hint(family)}")
+    known = names(family)
+    near = did_you_mean(name, known)
+    raise LayoutError(f"no layout {name!r}{where}{near}; there are: {', '.join(known) or 'none'}{hint(family)}")
 
 
 def get_in(name: str, family: str) -> Layout | LayoutError | None:

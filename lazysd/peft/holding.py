@@ -46,7 +46,7 @@ def adapter_summary(ckpt: Checkpoint) -> dict[str, Any]:
     """
     said = ckpt.adapter or AdapterConfig()
     kind, marks, problem = _kind(ckpt, said)
-    lora = [key for key in ckpt if any(mark in key for mark in marks)] or list(ckpt)
+    lora = [key for key in ckpt if any(mark in key for mark in (*marks, ".lora_"))] or list(ckpt)
     summary: dict[str, Any] = {
         **(kind.summary(said) if kind else {"kind": None}),
         "layout": None,

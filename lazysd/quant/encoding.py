@@ -68,6 +68,11 @@ def encode(
             result[key] = node
             if node.ndim >= 2 and key.endswith(".weight"):
                 plain.append(key)
+    if not there and len(result) == len(tensors):
+        raise LayoutError(
+            f"nothing would be encoded: no weight of a linear layer or an expert has a shape that {scheme.name} has a "
+            f"form for ({len(wanted)} looked at); drop --quantize, or name weights (keys=)"
+        )
     return result, [key.removesuffix(".weight") for key in plain]
 
 

@@ -62,7 +62,8 @@ def refuse(name: str) -> NoReturn:
     if name in NO_MEMORY:
         raise ReadOnlyError(
             f"{name}: a lazy tensor has no memory and no gradient; materialize() gives a torch.Tensor that has, "
-            "lazysd.load_into fills the parameters of a module"
+            "lazysd.load_into(module, ckpt) fills the parameters of a module, and dict(ckpt.iter_tensors()) is a state "
+            "dict of tensors for load_state_dict(..., assign=True) or from_pretrained(None, state_dict=...)"
         )
     raise ReadOnlyError(f"{name} would write into a lazy tensor; {WRITE_HINT}")
 
