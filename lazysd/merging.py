@@ -10,11 +10,14 @@ from .arguments import checked
 from .casting import cast_checkpoint
 from .checkpoint import Checkpoint
 from .errors import LayoutError
-from .peft.config import FIELDS, AdapterConfig
+from .layouts.rule import Layout
+from .peft.config import FIELDS, AdapterConfig, parameter_name
 from .peft.converting import to_hub
 from .peft.generation import detect
 from .peft.kind import AdapterKind, Unmerged, kinds_of
-from .peft.ties import HEAD, untied, untying
+from .peft.stacked import merged_in, wrappers
+from .peft.tables import names_of
+from .peft.ties import HEAD, headed, untied, untying
 from .peft.updates import Updates
 from .quant import again, travel
 from .quant.base import method_of
@@ -72,7 +75,7 @@ def merge(
         return _merged(base, adapter, to, source, config)[0]
     with load.explained():
         plain = base.like(load.plain, layout=base.layout, family=base.family)
-        merged, changed = _merged(plain, adapter, None, source, config)
+        merged, changed = _merged(plain, adapter, None, source, config, decoded=True)
     origin = layouts.get(base.layout, base.family).bound(base.config) if base.layout else None
     tensors, count = again.put_back(load, merged, set(again.touched(changed, origin)), requantize)
     merged = merged.like(tensors)
@@ -89,9 +92,14 @@ def _saying(merged: Checkpoint, text: str) -> Checkpoint:
 
 
 def _merged(
-    base: Checkpoint, adapter: Checkpoint, to: str | None, source: str | None, config: Mapping[str, Any] | None
+    base: Checkpoint,
+    adapter: Checkpoint,
+    to: str | None,
+    source: str | None,
+    config: Mapping[str, Any] | None,
+    decoded: bool = False,
 ) -> tuple[Checkpoint, set[str]]:
-    """(a plain base with the adapter put in, the keys of the hub that have changed)."""
+    """(a plain base with the adapter put in, the keys of the hub that have changed). `decoded`: it was quantised."""
     said = (adapter.adapter or AdapterConfig()).stating(config)
     kinds = kinds_of(said, adapter)
     if not kinds:
@@ -105,22 +113,64 @@ def _merged(
     family = base.family
     origin = layouts.get(base.layout, family).bound(config) if base.layout else None
     if origin is not None:
-        hub = dict(to_hub(base, origin, origin.config_sizes(config)))
+        hub = dict(to_hub(base, origin, origin.config_sizes(config), firsts=origin.config_firsts(config)))
     stated = {"adapter": said, "layout": adapter.facts.layout, "family": adapter.facts.family}
     update = _per_expert(adapter.like(dict(adapter), **stated), hub, source, family, config)
-    changed: Any = Updates(hub, update, kinds, update.adapter or said, _quantisation(base)).made()
-    head = untied(hub, changed, said, base.config)
-    hub |= changed | head
+    said = update.adapter or said
+    head = headed(hub, update, base.config)
+    memory = _in_memory(update, hub | head, family)
+    if memory is not None and decoded:
+        raise LayoutError(
+            "the base is quantised, and the adapter wraps stacked experts, which its files have apart; decode the base "
+            'first: dtype="bf16", --dtype bf16'
+        )
+    if memory is not None:
+        hub = dict(base.convert(memory.name, family=family, config=config))
+    hub |= head
+    stacked, rest = _stacked(hub, update, memory, said) if memory else ({}, update)
+    changed: Any = stacked | Updates(hub, rest, kinds, said, _quantisation(base)).made()
+    head |= untied(hub, changed, said, base.config)
+    hub |= head | changed
+    here = memory.name if memory else "hf" if origin else None
+    merged = base.like(hub, layout=here, family=family, **_facts(base, adapter, config, bool(head)))
+    target = to or base.layout
+    if target is None or (origin is not None and memory is None and layouts.get(target, family).is_hub):
+        return merged, set(changed) | set(head)
+    return merged.convert(target, family=family, config=merged.config), set(changed) | set(head)
+
+
+def _facts(base: Checkpoint, adapter: Checkpoint, config: dict[str, Any], unties: bool) -> dict[str, Any]:
+    """What is known of the merged checkpoint beside its tensors."""
     facts: dict[str, Any] = {"files": tuple(dict.fromkeys((*base.files, *adapter.files))), "config": config or None}
-    if head:
+    if unties:
         facts["config"] = untying(config)
         facts["json_files"] = {**base.facts.json_files, "config.json": facts["config"]}
         facts["remarks"] = (*base.remarks, f"{HEAD} keeps the base's weight, no longer tied to the embedding")
-    merged = base.like(hub, layout="hf" if origin else None, family=family, **facts)
-    target = to or base.layout
-    if target is None or (origin is not None and layouts.get(target, family).is_hub):
-        return merged, set(changed) | set(head)
-    return merged.convert(target, family=family, config=merged.config), set(changed) | set(head)
+    return facts
+
+
+def _in_memory(update: Mapping[str, LazyTensor], hub: Mapping[str, LazyTensor], family: str | None) -> Layout | None:
+    """The family's form in memory, where the adapter wraps parameters that its files have apart; None elsewhere."""
+    table = layouts.families().get(family) if family else None
+    if table is None or names_of(table) is not None:
+        return None  # adapters of experts have layouts of their own
+    ends = (".lora_A.weight", ".lora_B.weight")
+    modules = (parameter_name(key).rsplit(".", 2)[0] for key in update if key.endswith(ends))
+    found = layouts.registry.get_in("hf-fused", table.name)
+    if all(module + ".weight" in hub for module in modules) or not isinstance(found, Layout):
+        return None
+    return found
+
+
+def _stacked(
+    hub: Mapping[str, LazyTensor], update: Checkpoint, memory: Layout, said: AdapterConfig
+) -> tuple[dict[str, LazyTensor], Checkpoint]:
+    """(stacked parameters with their updates in them, what else the adapter holds)."""
+    found = wrappers(hub, update, memory, said)
+    flat = all(" (g i) h" in rule.axes for rule in memory.rules if rule.to.endswith(".gate_up_proj"))
+    taken = {key for one in found for key in one.keys}
+    rest = update.like({key: node for key, node in update.items() if key not in taken})
+    return merged_in(hub, update, found, said, flat), rest
 
 
 def _per_expert(
@@ -150,7 +200,7 @@ def _sizes_of(hub: Mapping[str, LazyTensor], family: str) -> dict[str, int]:
     for rule in layouts.get("hf", family).rules:
         template, side, *_ = rule.ends(True)
         for key, node in hub.items():
-            if (fields := template.match(key)) is None:
+            if (fields := template.match(key)) is None or "e" not in fields:
                 continue
             found["num_experts"] = max(found.get("num_experts", 0), int(fields["e"]) + 1)
             found |= {names[g[0]]: size for g, size in zip(side.groups, node.dims, strict=False) if g[0] in names}

@@ -118,6 +118,41 @@ def test_a_trained_embedding_in_a_tied_model_as_peft_merges_it(tmp_path: Path) -
     torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-4)
 
 
+TIED_TARGETS: dict[str, dict[str, Any]] = {
+    "embedding": {"target_modules": ["embed_tokens"]},
+    "both, tied": {"target_modules": ["embed_tokens"], "ensure_weight_tying": True},
+    "both": {"target_modules": ["embed_tokens", "lm_head"]},
+    "head": {"target_modules": ["lm_head"]},
+}
+
+
+@pytest.mark.filterwarnings("ignore:.*(tie|embedding layers):UserWarning")
+@pytest.mark.parametrize("which", TIED_TARGETS)
+def test_lora_on_tied_embeddings_gives_what_the_adapter_gives(tmp_path: Path, which: str) -> None:
+    """PEFT's own merge adds to the one weight that embedding and head share, and so gives other logits: see below."""
+    config = Qwen3Config(
+        vocab_size=16, hidden_size=8, intermediate_size=12, num_hidden_layers=1, num_attention_heads=2,
+        num_key_value_heads=1, head_dim=4, tie_word_embeddings=True,
+    )  # fmt: skip
+    torch.manual_seed(0)
+    model = Qwen3ForCausalLM(config).eval()
+    model.save_pretrained(tmp_path / "base")
+    wrapped = peft.get_peft_model(model, peft.LoraConfig(r=2, lora_alpha=4, **TIED_TARGETS[which])).eval()
+    for name, parameter in wrapped.named_parameters():
+        if "lora_" in name:
+            parameter.data = torch.randn_like(parameter)
+    wrapped.save_pretrained(tmp_path / "a")
+    tokens = torch.arange(16).unsqueeze(0)
+    with torch.no_grad():
+        wanted = wrapped(input_ids=tokens).logits
+    merge(lazysd.open(tmp_path / "base"), lazysd.open(tmp_path / "a")).save(tmp_path / "out")
+    with torch.no_grad():
+        found = Qwen3ForCausalLM.from_pretrained(tmp_path / "out").eval()(input_ids=tokens).logits
+        theirs = wrapped.merge_and_unload()(input_ids=tokens).logits
+    torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-4)
+    assert not torch.allclose(theirs, wanted, rtol=1e-2, atol=1e-2)
+
+
 # PEFT's own keys
 
 

@@ -94,7 +94,7 @@ def names_of(family: Family) -> LoraNames | None:
     experts, module = family.stacks[0], module_of(family)
     fused = family.speaks.get("hf-fused")
     form = (fused.form if isinstance(fused, Speech) else None) or FUSED
-    if isinstance(fused, str) or form is not FUSED or module != experts.at or len(family.stacks) > 1:
+    if isinstance(fused, str) or form is not FUSED or module != experts.at or len(family.stacks) > 1 or experts.num_of:
         return None
     words = (experts.up,) if experts.gate is None else (experts.gate, experts.up)
     return LoraNames(module, inner_words=words, outer=experts.down)

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any, TypeVar
 
 from ..errors import LayoutError
-from .config import AdapterConfig
+from .config import AdapterConfig, parameter_name
 
 T = TypeVar("T")
 HEAD = "lm_head.weight"
@@ -21,7 +21,8 @@ def untied(
     """The head's old weight under its own key, where the base ties it to an embedding that changes; else nothing.
 
     The adapter was trained with the head as it was: modules_to_save copies the embedding, LoRA is added to what the
-    embedding gives. With `ensure_weight_tying` the head was trained along and follows.
+    embedding gives. (PEFT's merge of that LoRA changes the head as well, and so gives other logits than the adapter.)
+    With `ensure_weight_tying` the head was trained along and follows.
 
     Raises LayoutError where the head's own key is not known.
 
@@ -38,6 +39,22 @@ def untied(
             "head's own key is not known for this model, so merge it with PEFT"
         )
     return {HEAD: hub[embedding]}
+
+
+def headed(hub: Mapping[str, T], update: Iterable[str], config: Mapping[str, Any] | None) -> dict[str, T]:
+    """The head under its own key, where the base ties it to an embedding and the adapter trains it; else nothing.
+
+    The adapter's model adds to what the head gives, and leaves the embedding as it is. PEFT's merge adds to the weight
+    that both share, twice where both are trained, and warns that its result is another model.
+
+    Source: peft 0.21.2, logits before and after merge_and_unload.
+    """
+    if HEAD in hub or not _is_tied(config):
+        return {}
+    if not any(parameter_name(key).startswith(HEAD.removesuffix("weight")) for key in update):
+        return {}
+    embeddings = (start + _EMBEDDINGS[0] for start in _HEADED)
+    return next(({HEAD: hub[key]} for key in embeddings if key in hub), {})
 
 
 def untying(config: Mapping[str, Any]) -> dict[str, Any]:
