@@ -13,6 +13,7 @@ import torch
 from safetensors.torch import save_file
 
 import lazysd
+from lazysd.graph.base import Piece
 from lazysd.graph.boxes import MAX_PHASES, box_dims
 from lazysd.graph.compute import Cast
 from lazysd.graph.leaves import Full
@@ -48,6 +49,14 @@ def test_below_goes_on_through_what_is_computed() -> None:
     node = lazysd.stack([leaf.to(torch.float64), lazysd.from_torch(torch.zeros(4, dtype=torch.float64))])
     found = [type(piece.node.op).__name__ for piece in below(dense_pieces(node))]
     assert sorted(found) == ["Cast", "InMemory", "InMemory"]
+
+    def halved(piece: Piece) -> list[Piece]:
+        axis = piece.box[0]
+        return [piece._replace(box=(part,)) for part in (axis[: len(axis) // 2], axis[len(axis) // 2 :])]
+
+    twice = leaf.to(torch.float64).to(torch.float16)
+    found = [type(piece.node.op).__name__ for piece in below(dense_pieces(twice), halved)]
+    assert found == ["Cast", *["Cast", "InMemory", "InMemory"] * 2]
 
 
 @pytest.mark.parametrize("depth", [3, MAX_PICKLED_DEPTH - 1, MAX_PICKLED_DEPTH + 1, DEEP])

@@ -53,13 +53,17 @@ def below(wanted: Iterable[Piece], cut: Callable[[Piece], Iterable[Piece]] = lam
             stack.pop()
             continue
         yield piece
-        if isinstance(op := piece.node.op, Computed):
-            stack.append(
-                part
-                for tile in cut(piece)
-                for node, box in op.operands(tile.node, tile.box)
-                for part in dense_pieces(node, box)
-            )
+        if isinstance(piece.node.op, Computed):
+            stack.append(_operands(cut(piece)))
+
+
+def _operands(tiles: Iterable[Piece]) -> Iterator[Piece]:
+    """The pieces that tiles of a computed node ask for."""
+    for tile in tiles:
+        op = tile.node.op
+        assert isinstance(op, Computed)
+        for node, box in op.operands(tile.node, tile.box):
+            yield from dense_pieces(node, box)
 
 
 def nodes(roots: Iterable[N]) -> Iterator[N]:
