@@ -17,6 +17,7 @@ from typing import Any, TypeVar, get_args, get_origin
 F = TypeVar("F", bound=Callable[..., Any])
 Check = Callable[[Any], bool]
 
+_POSITIONAL = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
 MAX_DEPTH = 64  # of mappings in mappings, as in JSON files: what walks them recurses
 
 
@@ -31,8 +32,13 @@ def checked(function: F) -> F:
 
     @functools.wraps(function)
     def checking(*args: Any, **kwargs: Any) -> Any:
-        signature, checks = _checks(function)
-        given = signature.bind(*args, **kwargs).arguments  # TypeError: missing, unknown or too many
+        names, rest, checks = _checks(function)
+        given = {
+            **dict(zip(names, args, strict=False)),
+            **kwargs,
+        }  # what is missing or too many, the call itself refuses
+        if rest and len(args) > len(names):
+            given[rest] = args[len(names) :]
         for name, fits, words in checks:
             if name in given and not fits(given[name]):
                 called = function.__qualname__.removesuffix(".__init__")
@@ -72,9 +78,14 @@ def shown(value: Any) -> str:
 
 
 @functools.cache
-def _checks(function: Any) -> tuple[inspect.Signature, list[tuple[str, Check, str]]]:
-    """(parameter, whether a value fits it, in words) of each annotated parameter. Made at the first call."""
+def _checks(function: Any) -> tuple[list[str], str, list[tuple[str, Check, str]]]:
+    """Made at the first call: the positional parameters; the name of `*args`; the checks.
+
+    A check is a parameter that is annotated, whether a value fits it, and in words what does.
+    """
     signature, found = inspect.signature(function), []
+    names = [one.name for one in signature.parameters.values() if one.kind in _POSITIONAL]
+    rest = next((one.name for one in signature.parameters.values() if one.kind is one.VAR_POSITIONAL), "")
     for parameter in signature.parameters.values():
         text = parameter.annotation
         if not isinstance(text, str) or text in ("Any", "object") or parameter.kind is parameter.VAR_KEYWORD:
@@ -83,7 +94,7 @@ def _checks(function: Any) -> tuple[inspect.Signature, list[tuple[str, Check, st
         if parameter.kind is parameter.VAR_POSITIONAL:
             fits = _each(fits)
         found.append((parameter.name, fits, text.replace(" | ", " or ")))
-    return signature, found
+    return names, rest, found
 
 
 def _fits(text: str, names: Mapping[str, Any]) -> Check:
