@@ -22,7 +22,8 @@ from .reading import materialized
 from .scaled import Dequantize
 from .words import Unpack
 
-_INT4 = tuple(float(value - 8) for value in range(16))
+_CODES = tuple(float(value) for value in range(16))
+_INT4 = tuple(value - 8 for value in _CODES)
 
 
 class IntPacked(Scheme):
@@ -54,12 +55,16 @@ class IntPacked(Scheme):
             raise ValueError(f"packed codes {label(packed)} and scales {label(scale)} have different rows")
         bits, group, columns = self._widths(parts, settings)
         zero = parts.get("zero_point")
-        if bits == 4 and zero is None and columns == 8 * packed.dims[-1]:
+        is_whole = bits == 4 and columns == 8 * packed.dims[-1]
+        if is_whole and zero is None:
             return build(DecodeNibbles(_INT4, 8, group, code), (packed, scale))
-        codes = build(Unpack(bits, -1, columns), (packed,))
         if zero is None:
+            codes = build(Unpack(bits, -1, columns), (packed,))
             return build(Dequantize((1, group), code, zero=1 << (bits - 1)), (codes, scale))
         zeros = build(Unpack(bits, -2, packed.dims[-2]), (zero,))
+        if is_whole:
+            return build(DecodeNibbles(_CODES, 8, group, code, has_zeros=True), (packed, scale, zeros))
+        codes = build(Unpack(bits, -1, columns), (packed,))
         return build(Dequantize((1, group), code), (codes, scale, zeros))
 
     def _widths(self, parts: Parts, settings: Settings) -> tuple[int, int, int]:

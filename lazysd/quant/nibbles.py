@@ -10,6 +10,7 @@ from ..graph.base import Inputs
 from ..graph.boxes import Box, Dims
 from ..graph.compute import Computed
 from .blocks import blocks_of
+from .codes import byte_values, lookup
 from .decoding import decode
 from .kernels.base import Request
 
@@ -24,7 +25,8 @@ class DecodeNibbles(Computed):
     """Codes (..., R, W) of `per_word` 4-bit values each, low bits first, times scales (..., R, C/group).
 
     In float32, rounded once to `code`. C is W * per_word. A third input is the tensor's global scale, one element or
-    one for each index of the first axis: the scale is multiplied by it, or divided if `divides`.
+    one for each index of the first axis: the scale is multiplied by it, or divided if `divides`. Or it is zero points
+    to take from the values, U8 of the shape of the scales, if `has_zeros`.
 
     Source: OCP Microscaling Formats 1.0 (MXFP4); ModelOpt and compressed-tensors (NVFP4); compressed-tensors (INT4).
     """
@@ -35,6 +37,7 @@ class DecodeNibbles(Computed):
     group: int
     code: str
     divides: bool = False
+    has_zeros: bool = False
 
     @property
     def align(self) -> int:  # type: ignore[override]
@@ -50,7 +53,9 @@ class DecodeNibbles(Computed):
                 f"{list(expected)}, got {list(scale.dims)}"
             )
         dims = (*codes.dims[:-1], columns)
-        if rest and rest[0].numel() not in (1, dims[0] if len(dims) > 2 else 1):
+        if self.has_zeros and (rest[0].dims, rest[0].code) != (scale.dims, "U8"):
+            raise ValueError(f"zero points {rest[0].code}{list(rest[0].dims)} do not fit scales {list(scale.dims)}")
+        if rest and not self.has_zeros and rest[0].numel() not in (1, dims[0] if len(dims) > 2 else 1):
             raise ValueError(
                 f"the global scale has {rest[0].numel()} elements, expected 1 or one for each of {dims[0]}"
             )
@@ -61,6 +66,8 @@ class DecodeNibbles(Computed):
         words = (*box[:-1], blocks_of(box[-1], self.per_word))
         groups = (*box[:-1], blocks_of(box[-1], self.group))
         found = [(codes, words), (scale, groups)]
+        if self.has_zeros:
+            return [*found, (rest[0], groups)]
         for total in rest:
             first = (box[0],) if total.numel() > 1 else (range(1),)
             found.append((total, (*first, *(range(1) for _ in total.dims[1:]))[: total.ndim]))
@@ -68,9 +75,10 @@ class DecodeNibbles(Computed):
 
     def compute(self, target: torch.Tensor, operands: list[torch.Tensor], box: Box) -> None:
         codes, scale, *rest = operands
-        total = rest[0].float().reshape(-1) if rest else None
+        total = rest[0].float().reshape(-1) if rest and not self.has_zeros else None
+        zeros = lookup(byte_values("U8", codes.device), rest[0]) if self.has_zeros else None
         whole = Request(
-            codes, self.values, self.per_word, scale, box[-2], box[-1], (1, self.group), total, self.divides
+            codes, self.values, self.per_word, scale, box[-2], box[-1], (1, self.group), total, self.divides, zeros
         )
         if total is None or total.numel() == 1:
             decode(target, whole)
