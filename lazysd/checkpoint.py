@@ -19,7 +19,7 @@ from .nearest import did_you_mean
 from .peft.config import AdapterConfig
 from .peft.converting import convert_adapter
 from .peft.generation import check_stated, decider, detect
-from .quant import travel
+from .quant import lists, travel
 from .showing import Showing
 from .stores.strict_json import show
 from .tensor.lazy import LazyTensor
@@ -222,17 +222,17 @@ class Checkpoint(Measuring, Showing, Mapping[str, LazyTensor]):
             if source or known:
                 check_stated(choice.origin, load.plain, adapter, choice.config)
             load.check(choice)
-            tensors, says = convert_adapter(load.plain, choice, adapter, merge_rank)
-            tensors = load.carried(tensors, choice)
+            made, says = convert_adapter(load.plain, choice, adapter, merge_rank)
+            tensors = load.carried(made, choice)
         if mesh is not None:
             from .mesh.spread import spread_experts
 
             tensors = spread_experts(tensors, choice.target, mesh, load.settings)
         changes: dict[str, Any] = {"layout": choice.target.name, "family": choice.target.family}
-        changes["config"] = choice.config
+        changes |= lists.after(self.facts, choice, load.plain, load.weights, made)
         if self.facts.adapter is not None or says.values:
             changed = says.files() if says != self.facts.adapter or not self.is_adapter else {}
-            changes |= {"adapter": says, "json_files": {**self.facts.json_files, **changed}}
+            changes |= {"adapter": says, "json_files": {**changes["json_files"], **changed}}
         return self.like(tensors, **changes)
 
     @checked

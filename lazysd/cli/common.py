@@ -179,8 +179,16 @@ def add_json(parser: argparse.ArgumentParser) -> None:
 def opened_whole(path: str, args: argparse.Namespace, partial: bool = False) -> Checkpoint:
     """The checkpoint at `path`; what there is to say about it goes to stderr."""
     checkpoint = in_family(open_checkpoint(path, follow_links=args.follow_links, partial=partial), args)
+    return remarked(checkpoint, args)
+
+
+def remarked(checkpoint: Checkpoint, args: argparse.Namespace) -> Checkpoint:
+    """The checkpoint, once what there is to say about it, and has not been said, is said on stderr."""
+    said: frozenset[str] = getattr(args, "said", frozenset())
     for remark in checkpoint.remarks:
-        say(args, remark)
+        if remark not in said:
+            say(args, remark)
+    args.said = said | {*checkpoint.remarks}
     return checkpoint
 
 

@@ -35,6 +35,7 @@ from .common import (
     emit,
     emit_done,
     opened,
+    remarked,
     say,
     wants_progress,
 )
@@ -66,7 +67,7 @@ def run(args: argparse.Namespace) -> int:
         made = printable(args.src) + (f" as layout {args.to}" if args.to else "")
         made += ", renamed" if args.rename else ""
         made += f", cast to {dtypes.DTYPES[args.dtype].label}" if args.dtype else ""
-        return write(converted(checkpoint, args), args, made)
+        return write(remarked(converted(checkpoint, args), args), args, made)
 
 
 def write(result: Checkpoint, args: argparse.Namespace, made: str) -> int:

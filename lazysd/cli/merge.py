@@ -11,7 +11,7 @@ from __future__ import annotations
 import argparse
 
 from ..display.text import printable
-from .common import add_adapter_numbers, add_opening, dtype, opened_whole, stated
+from .common import add_adapter_numbers, add_opening, dtype, opened_whole, remarked, stated
 from .convert import add_saving, write
 
 
@@ -41,4 +41,4 @@ def run(args: argparse.Namespace) -> int:
     with opened_whole(args.base, args) as base, opened_whole(args.adapter, args) as adapter:
         options = {"dtype": args.dtype, "requantize": args.requantize}
         merged = merge(base, adapter, to=args.to, source=args.source, config=stated(args), **options)
-        return write(merged, args, f"{printable(args.base)} merged with {printable(args.adapter)}")
+        return write(remarked(merged, args), args, f"{printable(args.base)} merged with {printable(args.adapter)}")

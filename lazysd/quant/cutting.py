@@ -16,8 +16,13 @@ def rule_of(layout: Layout, key: str) -> Rule | None:
 
     As the engine chooses: renames give way to other rules, and to renames with more literal text.
     """
-    found = [rule for rule in layout.rules if parse_key(rule.to).match(key) is not None]
-    return max(found, key=lambda rule: (not rule.rename, parse_key(rule.to).weight), default=None)
+    found: list[Rule] = []
+    for rule in layout.rules:
+        if parse_key(rule.to).match(key) is not None:
+            if not rule.rename:
+                return rule
+            found.append(rule)
+    return max(found, key=lambda rule: parse_key(rule.to).weight, default=None)
 
 
 def hub_of(rule: Rule) -> str:
