@@ -117,20 +117,23 @@ def check_folder(
         return result
     result.num_tensors = sum(counts.values())
     crew, most = _crew(counts, workers.asked(num_workers), budget)
-    contents, known = _contents(folder, counts, result)
+    doubts: list[Fault] = []  # what the damage of another file explains as well
+    contents, known = _contents(folder, counts, doubts)
     present = {name for name, record in manifest.files.items() if _is_there(folder, name, record, result)}
     result.num_files, result.nbytes = len(present), sum(manifest.files[name].nbytes for name in present)
     advance = _advance(report, result.nbytes)
     others: Batch = {name: {} for name in manifest.files if name not in known}
     for batch in chain(_batches(folder, known, most), [others]):
-        spans = {
-            name: _spans(folder / name, manifest.files[name], wanted, contents, result)
-            for name, wanted in batch.items()
-            if name in present
-        }
+        spans: dict[str, list[Span]] = {}
+        for name in (name for name in batch if name in present):
+            spans[name], odd = _spans(folder / name, manifest.files[name], batch[name], contents)
+            (result.faults if contents is None else doubts).extend(odd)
         sums = sums_of(folder, spans, crew, advance)
         for name, parts in spans.items():
-            _judge(name, parts, sums[name], manifest.files[name], batch[name], result)
+            told = any(fault.file == name for fault in result.faults)
+            is_whole, wrong = _judged(name, parts, sums[name], manifest.files[name], batch[name], told)
+            (doubts if contents is not None and is_whole else result.faults).extend(wrong)
+    result.faults += [] if result.faults else doubts
     result.strangers = sorted(_files_of(folder) - manifest.files.keys() - {MANIFEST})
     return result
 
@@ -164,14 +167,14 @@ def _crew(counts: Mapping[str, int], wanted: int, budget: int) -> tuple[int, int
     return crew, (budget - _BASE_NBYTES - crew * _WORKER_NBYTES) // _TENSOR_NBYTES
 
 
-def _contents(folder: Path, counts: dict[str, int], result: FolderCheck) -> tuple[Contents | None, dict[str, int]]:
+def _contents(folder: Path, counts: dict[str, int], doubts: list[Fault]) -> tuple[Contents | None, dict[str, int]]:
     """What a folder that is not of safetensors files holds; and the shards whose tensors can be told apart."""
     if all(name.endswith(SAFETENSORS) for name in counts):
         return None, counts
     try:
         return containers.read(Folder(place_of(folder, Options("pread")))), counts
     except LazysdError as error:
-        result.faults.append(Fault(MANIFEST, "", f"its tensors cannot be found: {error}"))
+        doubts.append(Fault(MANIFEST, "", f"its tensors cannot be found: {error}"))
         return None, {}  # files are checked whole
 
 
@@ -223,35 +226,35 @@ def _is_there(folder: Path, name: str, record: Record, result: FolderCheck) -> b
 
 
 def _spans(
-    path: Path, record: Record, tensors: Mapping[str, Entry] | None, contents: Contents | None, result: FolderCheck
-) -> list[Span]:
-    """A file's runs, in order and without holes: header and tensors of a shard, others whole."""
-    whole = [Span("", 0, record.nbytes)]
+    path: Path, record: Record, tensors: Mapping[str, Entry] | None, contents: Contents | None
+) -> tuple[list[Span], list[Fault]]:
+    """A file's runs, in order and without holes: header and tensors of a shard, others whole; and what is odd there."""
+    whole = [Span(None, 0, record.nbytes)]
     if not tensors:
-        return whole
+        return whole, []
     try:
         places = _places(path, contents)
     except LazysdError as error:
-        result.faults.append(Fault(path.name, "header", str(error)))
-        return whole
+        return whole, [Fault(path.name, "header", str(error))]
     found: list[Span] = []
     end = 0
     for key, (code, dims, start) in sorted(places.items(), key=lambda item: item[1][2]):
         if start > end:  # a header, or what stands between tensors
-            found.append(Span("", end, start - end))
-        end = start + prod(dims) * dtypes.itemsize(code)
+            found.append(Span(None, end, start - end))
+        if start < end or (end := start + prod(dims) * dtypes.itemsize(code)) > record.nbytes:
+            return whole, [Fault(path.name, key, "it does not lie where a save puts it")]
         found.append(Span(key, start, end - start))
     if end < record.nbytes:
-        found.append(Span("", end, record.nbytes - end))
+        found.append(Span(None, end, record.nbytes - end))
     stated = {key: (code, dims) for key, (code, dims, _) in places.items()}
     written = {key: (entry.code, entry.shape) for key, entry in tensors.items()}
     if contents is not None:  # what has no elements has no place in a file
         written = {key: said for key, said in written.items() if prod(said[1])}
-    for key in dict.fromkeys((*written, *stated)):
-        if stated.get(key) != written.get(key):
-            detail = f"the header says {stated.get(key)}, written was {written.get(key)}"
-            result.faults.append(Fault(path.name, key, detail))
-    return found
+    return found, [
+        Fault(path.name, key, f"the header says {stated.get(key)}, written was {written.get(key)}")
+        for key in dict.fromkeys((*written, *stated))
+        if stated.get(key) != written.get(key)
+    ]
 
 
 def _places(path: Path, contents: Contents | None) -> Places:
@@ -270,19 +273,17 @@ def _places(path: Path, contents: Contents | None) -> Places:
     return found
 
 
-def _judge(
-    name: str, spans: list[Span], sums: list[int], record: Record, written: Mapping[str, Entry], result: FolderCheck
-) -> None:
-    """Name each tensor whose bytes changed; the header where they are all right and the file is not."""
-    wrong = [
-        span.name
-        for span, crc in zip(spans, sums, strict=True)
-        if span.name in written and crc != written[span.name].crc32
-    ]
-    result.faults += [Fault(name, key, "its bytes are not those that were written") for key in wrong]
+def _judged(
+    name: str, spans: list[Span], sums: list[int], record: Record, written: Mapping[str, Entry], told: bool
+) -> tuple[bool, list[Fault]]:
+    """Whether a file is as it was written; each tensor that is not, or the header where that says too little."""
+    changed = "its bytes are not those that were written"
     whole = 0
+    faults: list[Fault] = []
     for span, crc in zip(spans, sums, strict=True):
         whole = combine(whole, crc, span.nbytes)
-    known = any(fault.file == name for fault in result.faults)
-    if whole != record.crc32 and not known:
-        result.faults.append(Fault(name, "header" if written else "", "its bytes are not those that were written"))
+        if span.name is not None and span.name in written and crc != written[span.name].crc32:
+            faults.append(Fault(name, span.name, changed))
+    if whole != record.crc32 and not faults and not told:
+        faults.append(Fault(name, "header" if written else "", changed))
+    return whole == record.crc32, faults

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 import shutil
 import zlib
 from pathlib import Path
@@ -16,7 +18,7 @@ import lazysd
 from lazysd import checking
 from lazysd.checking import check_folder
 from lazysd.cli.main import main
-from lazysd.errors import MemoryBudgetError, MissingShardError
+from lazysd.errors import MemoryBudgetError, MissingShardError, ReadError
 from lazysd.move import summing
 from lazysd.save import manifest
 
@@ -44,25 +46,93 @@ def test_a_whole_folder(written: Path, capsys: pytest.CaptureFixture[str]) -> No
     assert json.loads(capsys.readouterr().out)["sound"] is True
 
 
-def test_every_byte_of_every_file(written: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("format", "step"), [("safetensors", 1), ("dcp", 97)])
+def test_every_bit_of_every_file(tmp_path: Path, format: str, step: int) -> None:
+    """Each is found, and the file named that it is in; in a tensor's bytes, the tensor. (Of dcp, each was once.)"""
+    src = write(tmp_path / "src", {"a": torch.arange(3.0), "": torch.ones(1)}, config={"model_type": "qwen3_moe"})
+    (src / "tokenizer.json").write_text("{}")
+    (src / "sub").mkdir()
+    (src / "sub" / "x.json").write_text("{}")
+    out = tmp_path / "out"
+    lazysd.open(src).save(out, max_shard_size=12, format=format)
+    owners = {
+        (Path(file).name, at): key
+        for key, tensor in lazysd.open(out).items()
+        for file, start, nbytes in tensor.reads()
+        for at in range(start, start + nbytes)
+    }
+    assert check_folder(out).sound
+    num_bits = 0
+    for path in sorted(path for path in out.rglob("*") if path.is_file()):
+        name, raw = str(path.relative_to(out)), path.read_bytes()
+        with open(path, "r+b", buffering=0) as file:
+            for bit in range(0, 8 * len(raw), step):
+                at = bit // 8
+                os.pwrite(file.fileno(), bytes([raw[at] ^ 1 << bit % 8]), at)
+                faults = check_folder(out, 1).faults
+                assert {fault.file for fault in faults} == {name}, (name, bit, faults)
+                if key := owners.get((name, at)):
+                    assert [fault.what for fault in faults] == [key], (name, bit)
+                elif name.endswith(".safetensors") and (name, at) not in owners:
+                    assert {fault.what for fault in faults} - {"a"}, (name, bit)
+                os.pwrite(file.fileno(), raw[at : at + 1], at)
+                num_bits += 1
+    assert num_bits > (8000 if step == 1 else 200)
+    assert check_folder(out).sound
+
+
+def test_shards_that_are_others(tmp_path: Path) -> None:
+    """Cut, longer, exchanged, renamed, there twice, of zeros, a folder in their place: each is found and named."""
+    same = {"a": torch.ones(3), "b": torch.zeros(3), "c": torch.ones(3)}
+    out = tmp_path / "out"
+    lazysd.Checkpoint({key: lazysd.from_torch(value) for key, value in same.items()}).save(out, max_shard_size=12)
+    first, second, third = (out / f"model-0000{number}-of-00003.safetensors" for number in (1, 2, 3))
+
+    def faults() -> dict[str, str]:
+        return {fault.file: fault.detail for fault in check_folder(out).faults}
+
+    def exchange() -> None:
+        os.rename(first, out / "x")
+        os.rename(second, first)
+        os.rename(out / "x", second)
+
+    raw = first.read_bytes()
+    for changed in (raw[:-1], raw + b"\0", b"", raw[:8]):
+        first.write_bytes(changed)
+        assert faults() == {first.name: f"has {len(changed):,} bytes, {len(raw):,} were written"}
+    first.write_bytes(bytes(len(raw)))
+    assert list(faults()) == [first.name]
+    first.write_bytes(third.read_bytes())  # the same values under another name
+    assert list(faults()) == [first.name]
+    first.write_bytes(raw)
+    exchange()
+    assert set(faults()) == {first.name, second.name}
+    exchange()
+    os.rename(second, out / "model-00004-of-00003.safetensors")
+    assert faults() == {second.name: f"is missing; {len(raw)} B were written"}
+    assert check_folder(out).strangers == ["model-00004-of-00003.safetensors"]
+    second.mkdir()
+    assert list(faults()) == [second.name]
+
+
+def test_a_file_that_cannot_be_read(written: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The disk's own error, under the name of the file."""
+
+    def failing(*_: object) -> int:
+        raise OSError(errno.EIO, "Input/output error")
+
+    monkeypatch.setattr(summing, "read_at", failing)
+    with pytest.raises(ReadError, match=r"cannot read \S+/out/model-\S+ from byte 0 on: Input/output error"):
+        check_folder(written)
+
+
+def test_a_manifest_that_is_a_link(written: Path, tmp_path: Path) -> None:
     copy = tmp_path / "copy"
     shutil.copytree(written, copy)
-    spots = [(path, at) for path in sorted(copy.rglob("*")) if path.is_file() for at in _places(path)]
-    assert len(spots) > 200
-    for number, (path, at) in enumerate(spots):
-        data = bytearray(path.read_bytes())
-        data[at] ^= 1 << number % 8
-        path.write_bytes(data)
-        found = check_folder(copy)
-        assert {fault.file for fault in found.faults} == {str(path.relative_to(copy))}, (path, at)
-        data[at] ^= 1 << number % 8
-        path.write_bytes(data)
-    assert check_folder(copy).sound
-
-
-def _places(path: Path) -> list[int]:
-    size = path.stat().st_size
-    return sorted({0, size - 1, *range(0, size, max(1, size // 40))})
+    (copy / manifest.MANIFEST).unlink()
+    (copy / manifest.MANIFEST).symlink_to(written / manifest.MANIFEST)
+    (fault,) = check_folder(copy).faults
+    assert (fault.file, "is a link" in fault.detail) == (manifest.MANIFEST, True)
 
 
 def test_a_changed_tensor_is_named(written: Path, tmp_path: Path, capsys: Any) -> None:

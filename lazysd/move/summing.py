@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
-from ..errors import FormatError
+from ..errors import FormatError, ReadError
 from ..stores.crc import combine, crc32
 from ..stores.journal import no_links
 from ..stores.system import read_at
@@ -19,9 +19,9 @@ BUFFER_NBYTES = 1 << 20
 
 
 class Span(NamedTuple):
-    """A run of a file's bytes with a name: a tensor's key, "" for a header or a whole file."""
+    """A run of a file's bytes with a name: a tensor's key, None for a header or a whole file."""
 
-    name: str
+    name: str | None
     start: int
     nbytes: int
 
@@ -44,7 +44,7 @@ def sums_of(
         advance: told the number of bytes read, from one thread at a time.
 
     Raises:
-        FormatError: a file has become shorter. OSError: it cannot be read.
+        FormatError: a file has become shorter. ReadError: it cannot be read.
     """
     sums: dict[str, list[dict[int, tuple[int, int]]]] = {name: [{} for _ in parts] for name, parts in spans.items()}
     lock, own = threading.Lock(), threading.local()
@@ -53,12 +53,16 @@ def sums_of(
         if not hasattr(own, "buffer"):
             own.buffer = memoryview(bytearray(BUFFER_NBYTES))
         path = folder / job[0].file
-        fd = os.open(path, os.O_RDONLY | no_links())
+        at = job[0].start
         try:
-            for name, number, start, nbytes in job:
-                sums[name][number][start] = (_crc(fd, start, nbytes, own.buffer, path), nbytes)
-        finally:
-            os.close(fd)
+            fd = os.open(path, os.O_RDONLY | no_links())
+            try:
+                for name, number, at, nbytes in job:
+                    sums[name][number][at] = (_crc(fd, at, nbytes, own.buffer, path), nbytes)
+            finally:
+                os.close(fd)
+        except OSError as error:
+            raise ReadError(f"cannot read {path} from byte {at} on: {error.strerror}") from error
         with lock:
             advance(sum(piece.nbytes for piece in job))
 

@@ -107,6 +107,8 @@ def read_manifest(folder: Path) -> Manifest:
     path = folder / MANIFEST
     if not os.path.isfile(path):
         raise MissingShardError(f"{folder} has no {MANIFEST}: lazysd did not write it, or the file is gone")
+    if path.is_symlink():
+        raise FormatError(f"{path} is a link, which no save makes")
     if not _is_whole(path):
         return _before_checksums(path)
     facts: dict[str, Any] = {}
@@ -169,7 +171,9 @@ def _before_checksums(path: Path) -> Manifest:
     """A manifest of version 0.1.0, which had no checksum of its own; whatever else has none is damaged."""
     with _damage(path, "its checksum does not hold"):
         facts = json.loads(path.read_bytes())
-        if "files" in facts or "crc32" in facts or not isinstance(facts.pop("tensors"), dict):
+        if facts["lazysd"] != "0.1.0" or "files" in facts or "crc32" in facts:
+            raise ValueError
+        if not isinstance(facts.pop("tensors"), dict):
             raise ValueError
         shards = facts.pop("shards")
         return Manifest(
@@ -198,17 +202,22 @@ def _until_tensors(file: BinaryIO) -> Iterator[bytes]:
 def _record(said: Any) -> Record:
     if not _is_size(said["nbytes"]):
         raise ValueError(f"{said['nbytes']!r} is no size")
-    return Record(said["nbytes"], int(said["crc32"], 16))
+    return Record(said["nbytes"], _checksum(said))
 
 
 def _parsed(content: Mapping[str, Any]) -> Iterator[Entry]:
     for key, said in content.items():
-        entry = Entry(key, said["dtype"], tuple(said["shape"]), said["shard"], int(said["crc32"], 16))
-        if not isinstance(entry.code, str) or not isinstance(entry.shard, str) or not all(map(_is_size, entry.shape)):
+        code, dims, shard = said["dtype"], said["shape"], said["shard"]
+        if (type(code), type(dims), type(shard)) != (str, list, str) or not all(map(_is_size, dims)):
             raise ValueError(f"{said!r} is no tensor")
-        if not 0 <= entry.crc32 < 1 << 32:
-            raise ValueError(f"{said['crc32']!r} is no checksum")
-        yield entry
+        yield Entry(key, code, tuple(dims), shard, _checksum(said))
+
+
+def _checksum(said: Any) -> int:
+    value = int(said["crc32"], 16)
+    if f"{value:08x}" != said["crc32"]:
+        raise ValueError(f"{said['crc32']!r} is no checksum")
+    return value
 
 
 def _is_size(value: Any) -> bool:
