@@ -14,7 +14,7 @@ from ..graph.node import Node
 from ..graph.rewrite import reshape
 from . import compressed
 from .base import Form, Parts, Scheme, Settings, and_fused, expect
-from .nvfp4_modelopt import GROUP, constant, decoded, encoded, global_scale
+from .nvfp4_modelopt import GROUP, constant, decoded, each_part, encoded, global_scale
 from .nvfp4_values import from_mxfp4, reciprocal
 
 
@@ -45,6 +45,9 @@ class Nvfp4Compressed(Scheme):
     def encode(self, node: Node, settings: Settings) -> dict[str, Node]:
         stored = c_float(1 / global_scale(node)).value
         return {**encoded(node, c_float(1 / stored).value), "global_scale": constant(node, stored, (1,))}
+
+    def encode_again(self, node: Node, parts: Parts, settings: Settings) -> dict[str, Node]:
+        return each_part(node, parts["global_scale"], lambda part: self.encode(part, settings))
 
     def take_over(self, other: Scheme, parts: Parts, settings: Settings) -> dict[str, Node] | None:
         if other.name == "nvfp4-modelopt":

@@ -7,6 +7,7 @@ Source: NVIDIA Model-Optimizer, modelopt/torch/quantization/qtensor/nvfp4_tensor
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from ctypes import c_float
 from typing import Any, ClassVar
 
@@ -59,6 +60,9 @@ class Nvfp4ModelOpt(Scheme):
         total = global_scale(node)
         return {**encoded(node, total), "global_scale": constant(node, total, ())}
 
+    def encode_again(self, node: Node, parts: Parts, settings: Settings) -> dict[str, Node]:
+        return each_part(node, parts["global_scale"], lambda part: self.encode(part, settings))
+
     def take_over(self, other: Scheme, parts: Parts, settings: Settings) -> dict[str, Node] | None:
         if other.name == "nvfp4-compressed":
             made = {"codes": parts["codes"], "scale": parts["scale"]}
@@ -90,6 +94,26 @@ def decoded(parts: Parts, code: str, divides: bool) -> Node:
         cut = [slice_(node, (range(node.dims[0]), part, range(node.dims[2]))) for node in (codes, scale)]
         made.append(build(op, (*cut, slice_(total, (range(total.dims[0]), range(k, k + 1))))))
     return concat(tuple(made), 1)
+
+
+def each_part(node: Node, total: Node, encode: Callable[[Node], dict[str, Node]]) -> dict[str, Node]:
+    """A weight encoded so that it has global scales of the shape it had: of a fused group, one for each part."""
+    if total.numel() == 1:
+        return encode(node)
+    experts, num = total.dims[0], total.dims[1] if total.ndim == 2 else 1
+    if total.ndim > 2 or node.ndim != 3 or node.dims[0] != experts or node.dims[1] % num:
+        raise ValueError(f"global scales {list(total.dims)} do not fit the parts of {list(node.dims)}")
+    rows = node.dims[1] // num
+    made: list[dict[str, Node]] = []
+    for e in range(experts):
+        cut = (
+            slice_(node, (range(e, e + 1), range(k * rows, (k + 1) * rows), range(node.dims[2]))) for k in range(num)
+        )
+        parts = [encode(part) for part in cut]
+        made.append({role: concat(tuple(part[role] for part in parts), 1) for role in ("codes", "scale")})
+        made[-1]["global_scale"] = concat(tuple(reshape(part["global_scale"], (1, 1)) for part in parts), 1)
+    joined = {role: concat(tuple(expert[role] for expert in made), 0) for role in made[0]}
+    return {**joined, "global_scale": reshape(joined["global_scale"], total.dims)}
 
 
 def global_scale(node: Node) -> float:
