@@ -59,7 +59,9 @@ def beside(folder: Folder, contents: Contents) -> Beside:
 
 
 def _json(folder: Folder, name: str) -> dict[str, Any] | None:
-    return read_json(folder.store.open(name), name, constants=True) if folder.store.has(name) else None
+    """What a JSON file says; None where there is none. One that cannot be opened is no reason to do without it."""
+    there = folder.store.has(name) or (folder.named is None and name in folder.names)
+    return read_json(folder.store.open(name), name, constants=True) if there else None
 
 
 def _reads_adapter(folder: Folder, contents: Contents, config: dict[str, Any] | None) -> bool:
@@ -98,16 +100,16 @@ def _sorted_out(folder: Folder, contents: Contents, is_adapter: bool) -> tuple[l
             f"left out, {sentence(len(rooms), 'folder', sorted(f'{here}/{room}' for room in rooms))}, with weights "
             "inside; to read one, open it by its own path"
         )
-    remarks += _on_others(folder)
+    remarks += _on_others(folder, contents)
     gone = {*inside, *weights, *about_adapters}
     return [folder.store.open(name) for name in left if name not in gone], remarks
 
 
-def _on_others(folder: Folder) -> Iterable[str]:
+def _on_others(folder: Folder, contents: Contents) -> Iterable[str]:
     """A remark on each kind of thing that cannot be, or never is, copied."""
     kinds: dict[str, list[str]] = {}
     for name, kind in folder.listing.others.items():
-        if name != ".metadata":
+        if name not in contents.used:
             kinds.setdefault(kind, []).append(name)
     for kind, names in kinds.items():
         step = "; follow_links=True (--follow-links) copies what it points to" if "link" in kind else ""

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from .base import File
 
 MAX_JSON_NBYTES = 512 * 1000**2  # an index of a trillion parameters takes about 10 MB
+MAX_LISTED = 5
 MAX_JSON_DEPTH = 64  # deeper values would exhaust the stack of whoever walks them later
 
 _PICKLE_STEP = "convert it to safetensors with a tool you trust (torch.load(weights_only=True), then save_file)"
@@ -47,9 +48,9 @@ def show(value: object) -> str:
 
 
 def listing(names: list[str]) -> str:
-    """The first five names and how many more there are."""
-    more = f" and {len(names) - 5} more" if len(names) > 5 else ""
-    return ", ".join(show(name) for name in names[:5]) + more
+    """The first names and how many more there are."""
+    more = f" and {len(names) - MAX_LISTED} more" if len(names) > MAX_LISTED else ""
+    return ", ".join(show(name) for name in names[:MAX_LISTED]) + more
 
 
 def refuse_foreign(head: bytes, path: str | os.PathLike[str]) -> None:
