@@ -27,15 +27,16 @@ def wait(*args, **kwargs):
         try: time.sleep(0.01)
         except BaseException:
             if not where.startswith("swallowed"): raise
-from lazysd.cli import main
-import lazysd.opening
-if where == "opening": main.convert.opened = wait
-if where == "import":
-    sys.argv += ["--dtype", "f16"]  # torch is imported where values are computed
+from lazysd.cli import entry
+if where == "opening":
+    from lazysd.cli import convert
+    convert.opened = wait
+if where in ("starting", "import"):
+    sys.argv += ["--dtype", "f16"] if where == "import" else []  # torch is imported where values are computed
     import importlib.abc
     class Slow(importlib.abc.MetaPathFinder):
         def find_spec(self, name, path, target=None):
-            if name == "torch": wait()
+            if name == ("torch" if where == "import" else "lazysd.checkpoint"): wait()
     sys.meta_path.insert(0, Slow())
 if where in ("working", "swallowed"):
     import lazysd.save.run as run
@@ -47,7 +48,7 @@ if where in ("working", "swallowed"):
 if where == "printed":
     import atexit
     atexit.register(wait)
-main.run()
+entry.run()
 """
 
 
@@ -74,7 +75,7 @@ def child(where: str, src: Path, out: Path, number: int) -> tuple[int, str]:
 @pytest.mark.parametrize(
     ("number", "code", "word"), [(signal.SIGINT, 130, "interrupted"), (signal.SIGTERM, 143, "terminated")]
 )
-@pytest.mark.parametrize("where", ["opening", "import", "working", "swallowed", "printed"])
+@pytest.mark.parametrize("where", ["starting", "opening", "import", "working", "swallowed", "printed"])
 def test_a_signal_ends_the_command_in_one_line(
     golden: Path, tmp_path: Path, where: str, number: signal.Signals, code: int, word: str
 ) -> None:

@@ -7,8 +7,6 @@ from __future__ import annotations
 
 import argparse
 import errno
-import gc
-import os
 import re
 import sys
 import traceback
@@ -19,6 +17,7 @@ from .. import errors
 from .._version import __version__
 from ..layouts import load
 from ..nearest import did_you_mean
+from ..stores.strict_json import printable
 from . import completion, convert, diff, inspect, layouts, merge, plan, show, signals, stats, verify
 from .common import UsageError, drop_stdout, to_stderr
 from .wording import in_options
@@ -34,7 +33,7 @@ class _Parser(argparse.ArgumentParser):
     commands: ClassVar[dict[str, argparse.ArgumentParser]] = {}
 
     def error(self, message: str) -> NoReturn:
-        to_stderr(f"{self.prog}: {message}{self._meant(message)}; see `{self.prog} --help`")
+        to_stderr(printable(f"{self.prog}: {message}{self._meant(message)}; see `{self.prog} --help`"))
         self.exit(2)
 
     def parse_args(self, args: Any = None, namespace: Any = None) -> Any:
@@ -131,30 +130,5 @@ def _failed(args: argparse.Namespace, error: BaseException, code: int) -> int:
     message: object = error
     if isinstance(error, OSError) and error.strerror:  # without "[Errno 30]"
         message = f"{error.filename}: {error.strerror}" if error.filename else error.strerror
-    text = in_options(" ".join(str(message).split()))
-    to_stderr(f"lazysd: {''.join(char if char.isprintable() else '?' for char in text)}")
+    to_stderr(f"lazysd: {in_options(' '.join(str(message).split()))}")
     return code
-
-
-def run() -> None:
-    """Entry point of the `lazysd` command."""
-    gc.freeze()  # a short-lived process: what has been imported stays, and an import of torch makes no garbage
-    gc.set_threshold(50_000, 20, 20)
-    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # numpy's own crew would spin, for nothing
-    for fd in (0, 1, 2):  # closed ones would be given to the next file that is opened, and be printed into
-        try:
-            os.fstat(fd)
-        except OSError:
-            os.open(os.devnull, os.O_RDWR)
-    try:
-        signals.install()
-        code = main()
-    except KeyboardInterrupt as error:  # before a command had begun, or after it had ended
-        code = signals.say_interrupted(error)
-    except SystemExit as stop:
-        code = stop.code if isinstance(stop.code, int) else 1
-    except BaseException as error:
-        if not signals.was_asked():
-            raise
-        code = signals.say_interrupted(error)
-    signals.leave(code)
