@@ -13,7 +13,6 @@ from typing import Any, NamedTuple
 
 from . import dtypes
 from .arguments import checked
-from .display.text import printable
 from .errors import FormatError, LazysdError, MemoryBudgetError
 from .formats import containers
 from .formats.base import Contents, Folder
@@ -27,6 +26,7 @@ from .stores.base import Options
 from .stores.crc import combine
 from .stores.local import LocalFile
 from .stores.places import place_of
+from .stores.strict_json import printable
 
 _BASE_NBYTES = 8 << 20
 _WORKER_NBYTES = 2 * BUFFER_NBYTES  # a buffer and a thread

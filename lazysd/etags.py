@@ -17,12 +17,12 @@ from typing import NamedTuple
 
 from .arguments import checked
 from .checking import Fault, FolderCheck
-from .display.text import printable
 from .errors import LazysdError, MissingShardError
 from .move import workers
 from .opening import open as open_checkpoint
 from .sizes import format_nbytes
 from .stores.hub_cache import cached_model, is_model, snapshot
+from .stores.strict_json import printable
 
 _BUFFER_NBYTES = 1 << 20
 _ETAG = re.compile(r"[0-9a-f]{64}|[0-9a-f]{40}")

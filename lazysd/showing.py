@@ -11,11 +11,11 @@ from .display.adapters import adapter_facts
 from .display.html import to_html
 from .display.layers import irregular_layers
 from .display.page import cut
-from .display.text import printable
 from .errors import LazysdError
 from .parameters import parameters_of
 from .peft.holding import adapter_summary
 from .sizes import format_nbytes
+from .stores.strict_json import printable
 
 MAX_REMARKS = 5  # lines under the first one of a repr
 MAX_WIDTH = 160

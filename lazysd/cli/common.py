@@ -14,12 +14,12 @@ from typing import Any
 from .. import dtypes
 from ..casting import cast_checkpoint
 from ..checkpoint import Checkpoint
-from ..display.text import printable
 from ..errors import LayoutError
 from ..opening import open as open_checkpoint
 from ..quantization import dequantize, quantize
 from ..renaming import rename_keys
 from ..sizes import parse_size
+from ..stores.strict_json import printable
 
 CHECK_FAILED = 1  # exit code of verify and diff when what they check does not hold
 
@@ -230,7 +230,12 @@ def width() -> int | None:
 
 def emit(args: argparse.Namespace, text: str, data: Any) -> None:
     """The result, on stdout: JSON where asked for, else text."""
-    print(json.dumps(data, indent=2) if getattr(args, "json", False) else text)
+    print(json.dumps(data, indent=2) if getattr(args, "json", False) else in_lines(text))
+
+
+def in_lines(text: str) -> str:
+    """`text` with its line breaks, and nothing else that a terminal could act on."""
+    return "\n".join(map(printable, text.split("\n")))
 
 
 def say(args: argparse.Namespace, text: str) -> None:
@@ -243,7 +248,7 @@ def to_stderr(text: str) -> None:
     """A line on stderr; where that is closed or full, nobody reads it, and that is no failure."""
     with suppress(OSError, ValueError):
         if sys.stderr is not None:
-            print(text, file=sys.stderr, flush=True)
+            print(in_lines(text), file=sys.stderr, flush=True)
 
 
 def emit_done(args: argparse.Namespace, text: str, data: Any) -> None:

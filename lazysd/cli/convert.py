@@ -19,10 +19,10 @@ from typing import Any
 
 from .. import dtypes
 from ..checkpoint import Checkpoint
-from ..display.text import printable
 from ..errors import LayoutError
 from ..sizes import format_nbytes
 from ..stores.placing import SUFFIX
+from ..stores.strict_json import printable
 from . import verify
 from .common import (
     CHECK_FAILED,
@@ -63,7 +63,8 @@ def add_saving(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     with opened(args.src, args) as checkpoint:
         if args.verbose:  # looking for the layout takes a while
-            say(args, f"{checkpoint!r}")
+            for line in repr(checkpoint).splitlines():
+                say(args, line)
         made = printable(args.src) + (f" as layout {args.to}" if args.to else "")
         made += ", renamed" if args.rename else ""
         made += f", cast to {dtypes.DTYPES[args.dtype].label}" if args.dtype else ""

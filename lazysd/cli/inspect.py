@@ -18,9 +18,10 @@ from .. import dtypes
 from ..checkpoint import Checkpoint
 from ..display.adapters import adapter_facts
 from ..display.modules import module_tree
-from ..display.text import Row, fold, listed, printable
+from ..display.text import Row, fold, listed
 from ..overview import first_read, overview
 from ..sizes import format_nbytes
+from ..stores.strict_json import printable
 from .common import add_json, add_source, count, emit, opened, width
 from .wording import in_options
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import argparse
 
-from ..display.text import printable
+from ..stores.strict_json import printable
 from .common import add_adapter_numbers, add_opening, dtype, opened_whole, remarked, stated
 from .convert import add_saving, write
 

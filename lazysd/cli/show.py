@@ -14,10 +14,10 @@ from typing import Any
 
 from .. import dtypes, layouts
 from ..checkpoint import Checkpoint
-from ..display.text import printable
 from ..display.values import corners_text, picks
 from ..errors import LayoutError, LazysdError, MissingTensorError
 from ..sizes import format_nbytes
+from ..stores.strict_json import printable
 from ..tensor.lazy import LazyTensor
 from .common import UsageError, add_conversion, add_json, add_source, converted, emit, opened
 

@@ -15,9 +15,9 @@ from collections.abc import Callable, Mapping
 from math import isnan
 from typing import Any
 
-from ..display.text import printable
 from ..errors import MissingTensorError
 from ..nearest import did_you_mean
+from ..stores.strict_json import printable
 from .common import (
     CHECK_FAILED,
     add_json,

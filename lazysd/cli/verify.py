@@ -16,10 +16,10 @@ import argparse
 from typing import TYPE_CHECKING
 
 from ..casting import cast_like
-from ..display.text import printable
 from ..errors import LayoutError
 from ..opening import open as open_checkpoint
 from ..sizes import format_nbytes
+from ..stores.strict_json import printable
 from .common import (
     CHECK_FAILED,
     add_adapter_numbers,

@@ -7,7 +7,8 @@ from typing import NamedTuple
 
 from ..display import page
 from ..display.columns import MAX_PADDED, MIN_FIRST, aligned, shorten
-from ..display.text import printable, ranges
+from ..display.text import ranges
+from ..stores.strict_json import printable
 from .magnitude import Magnitude, joined
 
 SORTS = ("relative", "max", "changed", "cosine", "name")

@@ -6,7 +6,8 @@ from collections import Counter
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
-from ..display.text import fold_keys, printable
+from ..display.text import fold_keys
+from ..stores.strict_json import printable
 from .folding import Moved, by_layer, html_table, text_table
 from .magnitude import Magnitude
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from ..sizes import format_nbytes
-from .text import printable
+from ..stores.strict_json import printable
 
 
 def adapter_facts(found: Mapping[str, Any]) -> list[tuple[str, str]]:

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 from ..graph.node import Node
 from ..sizes import format_nbytes
+from ..stores.strict_json import printable
 from . import page
 from .graph import graph_svg, graph_text, type_of
 from .page import Html, counted, facts, more, name, shown
@@ -40,7 +41,11 @@ def _checkpoint(tensors: Mapping[str, Node], title: str, about: list[tuple[str, 
     tree = "".join(_Branch.of(rows[:count]).html(len(rows)))
     left = more(sum(row.num_keys for row in rows[count:]), "tensor")
     head = f"{counted(len(tensors), 'tensor')}, {nbytes}"
-    text = [f"{title}: {head}", *(f"{word:8} {said}" for word, said in about), listed(rows, MAX_LINES, TEXT_WIDTH)]
+    text = [
+        f"{title}: {head}",
+        *(f"{word:8} {printable(str(said))}" for word, said in about),
+        listed(rows, MAX_LINES, TEXT_WIDTH),
+    ]
     return page.frame(f"<p><b>{shown(title)}</b>: {head}</p>{facts(about)}<ul>{tree}</ul>{left}", "\n".join(text))
 
 

@@ -8,7 +8,8 @@ from collections.abc import Iterable, Iterator, Mapping
 from itertools import pairwise
 
 from ..graph.node import Node
-from .text import printable, ranges
+from ..stores.strict_json import printable
+from .text import ranges
 
 _LAYER = re.compile(
     r"(?P<stack>(?:.*?\.)?(?:layers|h|blocks|block|layer))\.(?P<number>0|[1-9]\d{0,8})\.(?P<rest>.+)", re.ASCII

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from html import escape
 
-from .text import printable
+from ..stores.strict_json import printable
 
 MAX_NAME = 100  # characters shown of one name
 MAX_TITLE = 400  # of the name that is shown when the mouse rests on it
@@ -94,7 +94,7 @@ class Html(str):
 
 def frame(body: str, text: str) -> str:
     """A whole page: `body`, and `text` for where the style that hides it is stripped."""
-    lines = text.splitlines()
+    lines = [printable(line) for line in text.split("\n")]
     if len(lines) > MAX_TEXT:
         lines = [*lines[:MAX_TEXT], f"… and {len(lines) - MAX_TEXT} more lines"]
     plain = escape("\n".join(cut(line, MAX_SENTENCE) for line in lines))

@@ -6,9 +6,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from math import nan
 from typing import Any
 
+from ..stores.strict_json import printable
 from . import page
 from .columns import GAP, aligned
-from .text import printable
 
 _BAR = 40  # characters of the longest bar
 _BLOCKS = " ▏▎▍▌▋▊▉█"

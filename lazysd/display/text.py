@@ -10,6 +10,7 @@ from .. import dtypes
 from ..graph.boxes import Dims
 from ..graph.node import Node
 from ..sizes import format_nbytes
+from ..stores.strict_json import printable
 from .columns import aligned
 
 Numbers = tuple[int, ...]
@@ -35,11 +36,6 @@ class Row(NamedTuple):
     def times(self) -> str:
         """The type, and of how many tensors, "bf16[768, 2048] x 12"."""
         return self.type + (f" x {self.num_keys}" if self.num_keys > 1 else "")
-
-
-def printable(text: str) -> str:
-    """`text` with everything a terminal could act on written as an escape."""
-    return "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in text)
 
 
 def fold(tensors: Mapping[str, Node]) -> list[Row]:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 from .. import dtypes
 from ..sizes import format_nbytes
+from ..stores.strict_json import printable
 from .boxes import Dims
 
 if TYPE_CHECKING:
@@ -75,4 +76,5 @@ class Node:
         while shown.op.is_view:  # what is permuted or folded says more than how
             shown = shown.inputs[0]
         shape = ", ".join(map(str, self.dims))
-        return f"{type(self).__name__}({label}[{shape}], {format_nbytes(self.nbytes)}, {shown.op.describe(shown)})"
+        what = printable(shown.op.describe(shown))  # the name of a file, for instance
+        return f"{type(self).__name__}({label}[{shape}], {format_nbytes(self.nbytes)}, {what})"

@@ -8,8 +8,8 @@ from functools import cache, cached_property
 from typing import Any, NamedTuple
 
 from ..arguments import checked
-from ..display.text import printable
 from ..errors import LayoutError
+from ..stores.strict_json import printable
 from . import sizes as stated_sizes
 from .keys import KeyTemplate, parse_key
 from .pattern import Side, parse_axes

@@ -32,6 +32,13 @@ _FOREIGN = (
 _MAYBE_SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
 
 
+def printable(text: str) -> str:
+    """`text` with everything a terminal could act on written as an escape: how every name of others is shown."""
+    if text.isprintable():
+        return text
+    return "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in text)
+
+
 def show(value: object) -> str:
     """A value found in a file, short and on one line, whatever it holds and however deep it goes."""
     if isinstance(value, list):
