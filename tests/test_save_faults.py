@@ -81,6 +81,18 @@ def test_a_planted_link_is_refused_and_not_followed(
     assert (tmp_path / "out").exists() == overwrite
 
 
+@pytest.mark.parametrize("what", ["partial", "old", "trash"])
+def test_a_planted_file_or_pipe_is_refused(source: lazysd.Checkpoint, tmp_path: Path, what: str) -> None:
+    """A pipe under the name of an old checkpoint had been put into the destination's place."""
+    place = tmp_path / f".out.lazysd-{what}"
+    for plant in (place.touch, lambda: os.mkfifo(place)):
+        plant()
+        with pytest.raises(WriteError, match=rf"lazysd-{what} is no folder, so that no save has made it; remove it"):
+            save(source, tmp_path / "out")
+        place.unlink()
+        assert not (tmp_path / "out").exists()
+
+
 def test_a_hidden_folder_of_another_user_is_refused(
     source: lazysd.Checkpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -47,7 +47,7 @@ class Place:
     def check_free(self, overwrite: bool) -> None:
         """Refuse to put the result where something is that may not go."""
         for path in (self.building, self.old, self.trash):
-            _refuse_planted(path)
+            _refuse_planted(path, may_be_file=self.is_file and path != self.building)
         if not os.path.lexists(self.dst) or (_is_empty_folder(self.dst) and not self.is_file):
             return
         if self.dst.is_dir() == self.is_file:
@@ -161,7 +161,7 @@ def sync_folder(folder: Path) -> None:
         os.close(fd)
 
 
-def _refuse_planted(path: Path) -> None:
+def _refuse_planted(path: Path, may_be_file: bool) -> None:
     """Refuse a hidden name that somebody else made: through it a save would write, or delete, what is not ours."""
     try:
         found = os.lstat(path)
@@ -171,6 +171,8 @@ def _refuse_planted(path: Path) -> None:
         raise WriteError(
             f"cannot write: {path} is a link to {os.readlink(path)!r}, which lazysd does not follow; remove it"
         )
+    if not stat.S_ISDIR(found.st_mode) and not (may_be_file and stat.S_ISREG(found.st_mode)):
+        raise WriteError(f"cannot write: {path} is no folder, so that no save has made it; remove it")
     if hasattr(os, "geteuid") and found.st_uid not in (os.geteuid(), os.stat(path.parent).st_uid):
         raise WriteError(f"cannot write: {path} belongs to another user; remove it or choose another destination")
 
