@@ -11,6 +11,8 @@ from typing import Any, NamedTuple
 from .errors import LazysdError
 from .graph.node import Node
 from .quant import registry
+from .quant.base import method_of
+from .stores.strict_json import show
 
 _EXPERT = re.compile(r"(?:^|\.)(?:experts|local_experts)(?:\.|$)")
 _PER_TOKEN = ("num_experts_per_tok", "num_experts_per_token", "moe_top_k", "moe_k", "top_k_experts", "moe_topk")
@@ -48,6 +50,13 @@ def _counts(
         shapes = [registry.dims(weight, tensors, settings) for weight in weights]
     except LazysdError as error:
         return counts, {}, f"the quantised weights cannot be read: {error}"
+    method = method_of(settings)
+    if method is not None and not registry.is_known(method):
+        return (
+            counts,
+            {},
+            f"config.json says quant_method {show(method)}, which lazysd does not know; stored values count",
+        )
     for weight, dims in zip(weights, shapes, strict=True):
         schemes[weight.scheme.name] += 1
         for part in registry.parts_of([weight]):

@@ -48,7 +48,7 @@ def dequantize(checkpoint: Checkpoint, dtype: str = "bf16") -> Checkpoint:
     settings = registry.settings_of(config)
     tensors = decode_tensors(checkpoint, code, settings)
     if tensors.keys() == checkpoint.keys() and all(tensors[key] is node for key, node in checkpoint.items()):
-        if (method := method_of(settings)) is not None and not _is_known(method):
+        if (method := method_of(settings)) is not None and not registry.is_known(method):
             raise LayoutError(
                 f"config.json says quant_method {method!r}, which lazysd does not decode; it can carry these weights "
                 "as they are (convert without --dtype), or decode them with the tool that wrote them"
@@ -98,10 +98,6 @@ def quantize(checkpoint: Checkpoint, scheme: str, keys: Iterable[str] | None = N
     whole = {**(checkpoint.config or {}), "quantization_config": config}
     files = {**checkpoint.facts.json_files, "config.json": whole}
     return checkpoint.like(tensors, config=whole, json_files=files)
-
-
-def _is_known(method: str) -> bool:
-    return any(method in scheme.methods for scheme in registry.schemes())
 
 
 def _plain_config(config: Mapping[str, Any], torch_name: str) -> dict[str, Any]:

@@ -419,3 +419,14 @@ def test_codes_are_not_cast(name: str) -> None:
 
     with pytest.raises(LayoutError, match=r"cannot cast \S*gate_proj\.weight.* decode first"):
         cast_checkpoint(checkpoint(name, E=2), "f16")
+
+
+def test_gpt_oss_in_vllm_becomes_nvfp4_with_every_value_the_same() -> None:
+    tensors, source = gpt_oss(E=2)
+    narrow = {key: (100 + node % 16).to(torch.uint8) if "scales" in key else node for key, node in tensors.items()}
+    made = lazysd.Checkpoint({key: lazysd.from_torch(node) for key, node in narrow.items()}, config=source.config)
+    there = made.convert("vllm")
+    few = quantize(there, "nvfp4-modelopt")
+    assert few[AT + "w13_weight"].op == there[AT + "w13_weight"].op
+    assert few[AT + "w13_weight_scale"].code == "F8_E4M3"
+    assert_same(dequantize(few, "f32"), dequantize(there, "f32"))

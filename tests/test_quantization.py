@@ -123,3 +123,30 @@ def test_encoding_by_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixt
     assert dequantize(made).keys() == tensors.keys()
     assert main([*args, "fp3"]) != 0
     assert "unknown scheme 'fp3'" in capsys.readouterr().err
+
+
+def test_a_look_alike_is_named_and_carried(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A method that nobody here knows is not decoded by the names of another's tensors."""
+    key = "model.layers.0.mlp.experts.{}.{}_proj.weight"
+    tensors = {}
+    for e, g in ((e, g) for e in range(2) for g in ("gate", "up", "down")):
+        shape = (64, 32) if g == "down" else (32, 64)
+        tensors[key.format(e, g)] = torch.randn(shape).to(torch.float8_e4m3fn)
+        tensors[key.format(e, g) + "_scale"] = torch.rand(shape[0], 1)
+    said = {"quant_method": "inverse-fp8"}
+    sizes = {"num_experts": 2, "hidden_size": 64, "moe_intermediate_size": 32}
+    source = folder(tmp_path / "a", tensors, model_type="qwen3_moe", quantization_config=said, **sizes)
+    named = "quant_method 'inverse-fp8', which lazysd does not know"
+    with pytest.raises(LayoutError, match=named):
+        dequantize(lazysd.open(source))
+    for args in (["--dtype", "bf16"], ["--to", "vllm"], ["--quantize", "mxfp4-compressed"]):
+        assert main(["convert", str(source), str(tmp_path / "out"), *args]) == 3
+        assert named in capsys.readouterr().err
+    assert main(["inspect", str(source)]) == 0
+    assert named in "".join(capsys.readouterr())
+    assert main(["convert", str(source), str(tmp_path / "out")]) == 0
+    made = lazysd.open(tmp_path / "out")
+    assert made.config["quantization_config"] == said  # type: ignore[index]
+    assert all(
+        torch.equal(made[key].materialize().view(torch.uint8), t.view(torch.uint8)) for key, t in tensors.items()
+    )

@@ -56,7 +56,7 @@ class Nvfp4Compressed(Scheme):
             if "input_scale" in parts:
                 made["input_global_scale"] = reshape(reciprocal(parts["input_scale"]), (1,))
             return made
-        if other.name in ("mxfp4-compressed", "mxfp4-original"):
+        if other.name in ("mxfp4-compressed", "mxfp4-original", "mxfp4-vllm"):
             codes, scale, total = from_mxfp4(parts)
             return {"codes": codes, "scale": scale, "global_scale": constant(codes, 1 / total, (1,))}
         return None

@@ -70,7 +70,7 @@ class Nvfp4ModelOpt(Scheme):
             if "input_global_scale" in parts:
                 made["input_scale"] = reshape(reciprocal(parts["input_global_scale"]), ())
             return made
-        if other.name in ("mxfp4-compressed", "mxfp4-original"):
+        if other.name in ("mxfp4-compressed", "mxfp4-original", "mxfp4-vllm"):
             codes, scale, total = from_mxfp4(parts)
             return {"codes": codes, "scale": scale, "global_scale": constant(codes, total, ())}
         return None

@@ -35,6 +35,11 @@ def get(name: str) -> Scheme:
     raise LayoutError(f"unknown scheme {name!r}; there are {', '.join(scheme.name for scheme in schemes())}")
 
 
+def is_known(method: str) -> bool:
+    """Whether some scheme may be meant by a quant_method."""
+    return any(method in scheme.methods for scheme in schemes())
+
+
 def settings_of(config: Any) -> Mapping[str, Any]:
     """quantization_config of a config.json, at its top or in the config of a part, or of a transformers config."""
     table = config if isinstance(config, Mapping) else vars(config) if hasattr(config, "__dict__") else {}
@@ -65,7 +70,8 @@ def find(tensors: Mapping[str, Node], settings: Settings, code_of: Callable[[str
 
     `code_of` says the code of a key whose tensor may be none that a node can be made of.
 
-    Raises LayoutError: scales without their weight, codes of another type, two schemes that fit one weight.
+    Raises LayoutError: scales without their weight, codes of another type, two schemes that fit one weight, and what
+    looks like a format's where config.json names another that nobody here knows.
     """
     anchors = _anchors()
     ends = tuple(anchors)
@@ -82,7 +88,15 @@ def find(tensors: Mapping[str, Node], settings: Settings, code_of: Callable[[str
             raise LayoutError(f"{key} stands for {weight.key}, which is there as well; leave one of them out")
         taken[weight.key] = key
         result.append(weight)
-    _refuse_orphans(tensors, set(parts_of(result)), method_of(settings), code_of or (lambda key: tensors[key].code))
+    method = method_of(settings)
+    if result and method is not None and not is_known(method):
+        first = result[0]
+        raise LayoutError(
+            f"config.json says quant_method {show(method)}, which lazysd does not know, though {first.key} is named "
+            f"and shaped like {first.scheme.name}: a look-alike is not decoded; where it is that, say "
+            f"{show(first.scheme.methods[0])}"
+        )
+    _refuse_orphans(tensors, set(parts_of(result)), method, code_of or (lambda key: tensors[key].code))
     return result
 
 

@@ -228,8 +228,8 @@ class _Moving:
         try:
             yield
         except LayoutError as error:
-            said = str(error).removesuffix(ADVICE)
-            raise LayoutError(f"{self._weights[0].parts[role]}: {said.rstrip('; ')}; {ADVICE}") from error
+            said, part = str(error).removesuffix(ADVICE).rstrip("; "), self._weights[0].parts[role]
+            raise LayoutError(f"{'' if said.startswith(part) else part + ': '}{said}; {ADVICE}") from error
 
     def _turned(self, codes: Tensors) -> set[str]:
         """The keys whose rows have become columns. Refuses what has a meaning along columns only."""
