@@ -52,6 +52,12 @@ class Absent:
         return replace(self, names=names, num_missing=len(names), homes=found, nbytes=nbytes) if found else None
 
 
+def check_whole(tensors: object, what: str) -> None:
+    """As Facts.check_whole, of a mapping that may be a Checkpoint."""
+    if isinstance(facts := getattr(tensors, "facts", None), Facts):
+        facts.check_whole(what)
+
+
 @dataclass(frozen=True)
 class Facts:
     """What a folder, and whoever opened or converted it, states. Nothing here is derived from keys or shapes."""

@@ -11,6 +11,7 @@ from torch import nn
 from . import buffers, dtypes, layouts
 from .arguments import checked
 from .errors import LazysdError
+from .facts import check_whole
 from .graph.compute import Agree
 from .graph.rewrite import build, cast
 from .move.places import device_of
@@ -69,8 +70,7 @@ def load_into(module: nn.Module, ckpt: Mapping[str, Any], device: Any = None, st
             Where the module's keys are those of another layout of the checkpoint's family, the message names it.
         LayoutError: the checkpoint holds different tensors under the names of one tied parameter.
     """
-    if (facts := getattr(ckpt, "facts", None)) is not None:
-        facts.check_whole("load")
+    check_whole(ckpt, "load")
     places = list(_places(module))
     by_key = {place.key: place for place in places if place.is_saved}
     wanted = {key: ckpt[key] for key in ckpt if key in by_key}

@@ -7,6 +7,7 @@ import json
 import os
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -15,8 +16,10 @@ from checkpoints import by_hand, random_hf, write
 from safetensors.torch import save_file
 
 import lazysd
+from lazysd.adapters.nemo import Qwen3MoeStateDictAdapter
 from lazysd.cli.main import main
 from lazysd.comparison import ABSENT
+from lazysd.distributed import LazyStorageReader
 from lazysd.errors import FormatError, MissingShardError, MissingTensorError
 from lazysd.etags import check_snapshot
 from lazysd.merging import merge
@@ -41,6 +44,11 @@ def part(tmp_path: Path) -> Path:
     index.write_text(json.dumps(said | {"metadata": {"total_size": total}}))
     (folder / GONE).unlink()
     return folder
+
+
+def nemo_adapter() -> Qwen3MoeStateDictAdapter:
+    moe = SimpleNamespace(n_routed_experts=EXPERTS, moe_inter_dim=5, expert_activation="swiglu", expert_bias=False)
+    return Qwen3MoeStateDictAdapter(None, moe, SimpleNamespace(dispatcher="torch", experts="torch"))
 
 
 def lacking(folder: Path) -> dict[str, str]:
@@ -98,6 +106,10 @@ def test_a_missing_key_names_its_shard(part: Path) -> None:
         lambda ckpt, dst: list(ckpt.iter_tensors()),
         lambda ckpt, dst: lazysd.load_into(torch.nn.Linear(1, 1), ckpt),
         lambda ckpt, dst: merge(ckpt, ckpt),
+        lambda ckpt, dst: lazysd.convert(ckpt, "nemo"),
+        lambda ckpt, dst: LazyStorageReader(ckpt),
+        lambda ckpt, dst: nemo_adapter().from_hf(ckpt),
+        lambda ckpt, dst: nemo_adapter().to_hf(ckpt),
         lambda ckpt, dst: dequantize(ckpt, "bf16"),
         lambda ckpt, dst: quantize(ckpt, "fp8-blocks"),
     ],

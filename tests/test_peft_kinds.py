@@ -230,7 +230,7 @@ def test_inspect_calls_an_adapter_what_it_is(tmp_path: Path, capsys: Any) -> Non
         assert main(["inspect", str(tmp_path / name)]) == 0
         out = capsys.readouterr().out
         assert f"adapter  {name} of rank 2, alpha 4, scale alpha / rank\n" in out
-        assert "beside no experts" in out
+        assert "wraps no experts" in out
         assert "targets q_proj" in out
 
 

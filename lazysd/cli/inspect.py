@@ -86,7 +86,8 @@ def _head(data: dict[str, Any]) -> Iterator[str]:
     """The facts above the list."""
     yield printable(data["path"])
     family = f" ({data['family']})" if data["family"] else ""
-    yield f"layout   {printable(data['layout'] or 'none known')}{family}"
+    unknown = "none known" if "adapter" not in data or data["adapter"]["problem"] else "none: it wraps no experts"
+    yield f"layout   {printable(data['layout'] or unknown)}{family}"
     if not data.get("adapter"):
         yield f"because  {printable(in_options(data['because']))}"
     files = f"{data['files']} file{'s' if data['files'] != 1 else ''}"

@@ -108,6 +108,8 @@ def text_table(rows: list[Moved], top: int | None, bars: bool, width: int | None
         lines = _bars(shown, width)
     else:
         table = [("moved", *HEADINGS), *((row.name, *cells(row)) for row in shown)]
+        if width is not None and max(map(len, aligned(table, range(1, 5)))) > width:  # shares give names more room
+            table[1:] = [(row.name, *_shares(row)) for row in shown]
         lines = aligned(table, range(1, 5), width)
     if len(shown) < len(rows):
         lines.append(f"… and {len(rows) - len(shown)} rows that moved less")
@@ -144,10 +146,16 @@ def html_table(headline: str, rows: list[Moved], details: list[str]) -> str:
 
 
 def _html_cells(row: Moved) -> tuple[object, ...]:
-    """The same numbers, of changed elements the share, and what is not finite marked."""
+    """The same numbers, and what is not finite marked."""
+    *numbers, odd = _shares(row)
+    return (*numbers, page.alarm(odd, bool(odd)))
+
+
+def _shares(row: Moved) -> tuple[str, ...]:
+    """The same numbers, of changed elements the share."""
     relative, largest, cosine, _, odd = cells(row)
     share = row.magnitude.num_changed / max(1, row.magnitude.num_elements)
-    return relative, largest, cosine, f"{100 * share:.3g}%", page.alarm(odd, bool(odd))
+    return relative, largest, cosine, f"{100 * share:.3g}%", odd
 
 
 def _bar(row: Moved, most: float) -> page.Html:

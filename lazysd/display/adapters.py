@@ -17,7 +17,7 @@ def adapter_facts(found: Mapping[str, Any]) -> list[tuple[str, str]]:
     targets = [*(found.get("wrapped_parameters") or ()), *(found.get("wrapped_modules") or ())]
     nothing = f"layout {found['layout']}, of no PEFT generation"
     if found["layout"] is None:
-        nothing = "generation undecided" if found["problem"] else "beside no experts"
+        nothing = "generation undecided" if found["problem"] else "wraps no experts"
     kind = _said(found["kind"])
     if found["rank"] is not None or found["alpha"] is not None:
         kind += f" of rank {_said(found['rank'])}, alpha {_said(found['alpha'])}, scale {scale}"

@@ -22,6 +22,7 @@ from torch.futures import Future
 from .. import dtypes
 from ..arguments import checked
 from ..errors import LayoutError, MissingTensorError
+from ..facts import check_whole
 from ..graph.rewrite import cast
 from ..mesh.tensors import LazyDTensor
 from ..move.materialize import fill_all
@@ -50,6 +51,7 @@ class LazyStorageReader(StorageReader):
 
     @checked
     def __init__(self, checkpoint: Mapping[str, Any]):
+        check_whole(checkpoint, "load")
         self.checkpoint = checkpoint
         self._nodes: dict[str, LazyTensor] = {}
         for key, value in checkpoint.items():

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from .. import dtypes
 from ..errors import MissingExpertsError
+from ..facts import check_whole
 from ..graph.rewrite import cast
 from ..layouts import Rule, apply
 from ..mesh.tensors import LazyDTensor, experts_of, on_mesh
@@ -134,6 +135,7 @@ class Qwen3MoeStateDictAdapter(lora.ParamWrapperMixin, *upstream.bases()):  # ty
         Raises:
             ValueError: a shape or a DTensor placement that does not fit the config.
         """
+        check_whole(state_dict, "convert")
         kwargs |= {"exclude_key_regex": exclude_key_regex, "quantization": quantization}
         result: dict[str, Any] = {}
         with_grad: list[str] = []
@@ -218,6 +220,7 @@ class Qwen3MoeStateDictAdapter(lora.ParamWrapperMixin, *upstream.bases()):  # ty
             MissingExpertsError: a RuntimeError; names count, layers and the first keys.
             LayoutError: a ValueError; keys or shapes that do not fit, or LoRA shapes that fit both generations.
         """
+        check_whole(hf_state_dict, "convert")
         experts = grouped.Experts(self.moe_config.n_routed_experts, self.moe_config.moe_inter_dim, self._is_gated_moe)
         tensors = spelling.native(self._wanted(hf_state_dict), self.family, self.spelling)
         grouped.refuse_biases(tensors, getattr(self.moe_config, "expert_bias", False))
