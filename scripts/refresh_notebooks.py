@@ -54,7 +54,9 @@ def kernel_home(home: Path) -> Iterator[None]:
 
 def execute(notebook: NotebookNode, folder: Path) -> NotebookNode:
     """Run all cells, started in `folder`; a cell that raises fails with its traceback."""
-    client = NotebookClient(notebook, kernel_name="python3", timeout=300, resources={"metadata": {"path": str(folder)}})
+    where = {"metadata": {"path": str(folder)}}
+    # One output a stream: the kernel sends what is printed by the clock, in as many pieces as the machine is slow.
+    client = NotebookClient(notebook, kernel_name="python3", timeout=300, resources=where, coalesce_streams=True)
     done: NotebookNode = client.execute()
     return done
 

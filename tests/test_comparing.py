@@ -161,6 +161,23 @@ def test_a_cast_that_lost_nothing_is_called_so(capsys: pytest.CaptureFixture[str
     assert lazysd.compare(a, b, tolerance=0.1).equal
 
 
+def test_rows_left_out_are_said_as_they_are_sorted() -> None:
+    found = lazysd.compare(
+        {f"l.{n}.w": torch.ones(2) for n in range(3)}, {f"l.{n}.w": torch.zeros(2) for n in range(3)}
+    )
+    assert found.table("relative", 1).endswith("… and 2 rows that moved less")
+    assert found.table("name", 1).endswith("… and 2 rows that moved")
+
+
+def test_narrow_tables_say_shares() -> None:
+    key = "model.layers.2.some.blocks.11.of_a_long_name.weight"
+    found = lazysd.compare({key: torch.ones(20_000)}, {key: torch.zeros(20_000)})
+    assert "20,000 of 20,000" in found.table()
+    assert "100%" in (narrow := found.table(width=80))
+    assert "20,000" not in narrow
+    assert max(map(len, narrow.splitlines())) <= 80
+
+
 def test_details_fold_and_leave_values_to_the_table() -> None:
     a = {f"layers.{n}.w": torch.zeros(2) for n in range(12)}
     many = lazysd.compare(

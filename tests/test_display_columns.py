@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import lazysd
-from lazysd.display.columns import MAX_PADDED, aligned, shorten
+from lazysd.display.columns import MAX_PADDED, aligned, hanging, shorten
 from lazysd.display.modules import module_tree
 from lazysd.display.text import fold, tree
 from lazysd.tensor.lazy import LazyTensor
@@ -62,3 +62,13 @@ def test_modules_show_what_they_hold() -> None:
 
 def test_a_key_of_thousands_of_dots_is_no_recursion() -> None:
     assert module_tree(fold({"a." * 5000 + "b": lazy(1), "a.c": lazy(1)})).count("\n") == 2
+
+
+def test_sentences_hang_under_their_word() -> None:
+    line = "because  model_type 'qwen3_moe' of config.json; config.json states 12 experts, hidden-size 64"
+    assert hanging(line, None) == hanging(line, 200) == line
+    for width in (40, 60, 80):
+        first, *rest = hanging(line, width).splitlines()
+        assert max(map(len, (first, *rest))) <= width
+        assert all(part.startswith(" " * 9) and part[9] != " " for part in rest)
+        assert " ".join((first, *(part.strip() for part in rest))) == line

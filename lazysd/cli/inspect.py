@@ -17,6 +17,7 @@ from typing import Any
 from .. import dtypes
 from ..checkpoint import Checkpoint
 from ..display.adapters import adapter_facts
+from ..display.columns import hanging
 from ..display.modules import module_tree
 from ..display.text import Row, fold, listed
 from ..overview import first_read, overview
@@ -56,7 +57,8 @@ def run(args: argparse.Namespace) -> int:
             data["keys"] = {entry.pop("key"): entry for entry in _entries(shown)}
             emit(args, "", data)
         else:
-            emit(args, "\n".join([*_head(data), "", _listing(shown, args)]), data)
+            head = (hanging(line, width()) for line in _head(data))
+            emit(args, "\n".join([*head, "", _listing(shown, args)]), data)
     return 0
 
 

@@ -12,6 +12,7 @@ from ..stores.strict_json import printable
 from .magnitude import Magnitude, joined
 
 SORTS = ("relative", "max", "changed", "cosine", "name")
+LESS = "moved less"  # of rows that are left out
 _BAR = 32  # characters of the longest bar
 MAX_ROWS = 100  # of an HTML table
 MAX_TEXT_ROWS, MAX_TEXT_DETAILS, TEXT_WIDTH = 20, 5, 80  # of the plain text beside it
@@ -99,7 +100,7 @@ def cells(row: Moved) -> tuple[str, ...]:
 HEADINGS = ("relative", "max |Δ|", "cosine", "changed", "")
 
 
-def text_table(rows: list[Moved], top: int | None, bars: bool, width: int | None = None) -> str:
+def text_table(rows: list[Moved], top: int | None, bars: bool, width: int | None = None, rest: str = LESS) -> str:
     """A line a row under a line of headings; empty where nothing moved. Names are cut to fit `width` characters."""
     if not rows:
         return ""
@@ -112,7 +113,7 @@ def text_table(rows: list[Moved], top: int | None, bars: bool, width: int | None
             table[1:] = [(row.name, *_shares(row)) for row in shown]
         lines = aligned(table, range(1, 5), width)
     if len(shown) < len(rows):
-        lines.append(f"… and {len(rows) - len(shown)} rows that moved less")
+        lines.append(f"… and {len(rows) - len(shown)} rows that {rest}")
     return "\n".join(line.rstrip() for line in lines)
 
 

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 from ..display.text import fold_keys
 from ..stores.strict_json import printable
-from .folding import Moved, by_layer, html_table, text_table
+from .folding import LESS, Moved, by_layer, html_table, text_table
 from .magnitude import Magnitude
 
 MAX_SHOWN = 20
@@ -106,7 +106,7 @@ class Comparison:
         self, sort: str = "relative", top: int | None = MAX_SHOWN, bars: bool = False, width: int | None = None
     ) -> str:
         """What moved, a line a row, of `width` characters at most; `bars` draws how far in place of the numbers."""
-        return text_table(self.rows(sort), top, bars, width)
+        return text_table(self.rows(sort), top, bars, width, LESS if sort == "relative" else "moved")
 
     def plot(self, top: int = 30, axes: Any = None) -> Any:
         """Draw how far each row moved, the farthest on top; needs matplotlib. Returns the axes."""

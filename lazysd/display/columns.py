@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Collection, Sequence
 
 GAP = "  "
@@ -19,6 +20,18 @@ def shorten(text: str, width: int) -> str:
         return text
     head = width // 2
     return f"{text[:head]}…{text[len(text) - (width - head - 1) :]}"
+
+
+def hanging(line: str, width: int | None, indent: int = 9) -> str:
+    """A word and a sentence: what does not fit `width` goes on under the sentence. As it is where nobody looks.
+
+    >>> print(hanging("because  of this and that", 20))
+    because  of this and
+             that
+    """
+    if width is None or len(line) <= width or width < 2 * indent:
+        return line
+    return "\n".join(textwrap.wrap(line, width, subsequent_indent=" " * indent, break_on_hyphens=False))
 
 
 def aligned(rows: Sequence[Sequence[str]], right: Collection[int] = (), width: int | None = None) -> list[str]:
