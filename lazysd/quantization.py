@@ -197,8 +197,10 @@ def quantize_pairs(
 
 
 def _code(value: Any) -> str:
+    if hasattr(value, "code"):  # without asking for a dtype, for which torch is imported
+        return str(value.code)
     dtype = getattr(value, "dtype", None)
-    return "no tensor" if dtype is None else value.code if hasattr(value, "code") else dtypes.from_torch(dtype)
+    return "no tensor" if dtype is None else dtypes.from_torch(dtype)
 
 
 __all__ = ["block_size", "decode_tensors", "dequantize", "dequantize_pairs", "quantize", "quantize_pairs"]

@@ -182,6 +182,7 @@ def cases(folder: Path) -> dict[str, Case]:
         "apply": case(layouts.apply, layout=lambda: layout, forward=lambda: True),
         "choose": case(layouts.choose),
         "convert": case(layouts.convert, origin=lambda: layouts.get("hf"), target=lambda: layout),
+        "dense_layout": case(layouts.dense_layout),
         "dialects": case(layouts.dialects),
         "explain": case(layouts.explain),
         "families": case(layouts.families),

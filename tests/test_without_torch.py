@@ -42,12 +42,28 @@ def test_moving_bits_needs_no_torch(golden: Path, tmp_path: Path, source: str, t
     assert weights(tmp_path / "back") == weights(tmp_path / "expected back")
 
 
+@pytest.mark.parametrize("dtype", ["f16", "f32"])
+def test_casting_some_values_needs_no_torch(golden: Path, tmp_path: Path, dtype: str) -> None:
+    assert converted(golden / "qwen3_moe_tiny", tmp_path / "cast", "--dtype", dtype) == "False"
+    assert_cast(golden, tmp_path, dtype)
+
+
 def test_calculating_values_needs_it(golden: Path, tmp_path: Path) -> None:
     """Otherwise the tests above would prove nothing."""
-    assert converted(golden / "qwen3_moe_tiny", tmp_path / "cast", "--dtype", "f16") == "True"
-    lazysd.open(golden / "qwen3_moe_tiny").map(lambda t: t.to(lazysd.dtypes.to_torch("F16"))).save(
-        tmp_path / "expected"
-    )
+    assert converted(golden / "qwen3_moe_tiny", tmp_path / "cast", "--dtype", "f64") == "True"
+    assert_cast(golden, tmp_path, "f64")
+
+
+def test_casting_many_values_is_worth_it(golden: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    node = next(iter(lazysd.open(golden / "qwen3_moe_tiny").values())).to(lazysd.dtypes.to_torch("F16"))
+    for few, needed in ((node.numel(), False), (node.numel() - 1, True)):
+        monkeypatch.setattr("lazysd.save.plan.FEW", few)
+        assert lazysd.Checkpoint({"a": node}).plan().calculates is needed
+
+
+def assert_cast(golden: Path, tmp_path: Path, dtype: str) -> None:
+    to = lazysd.dtypes.to_torch(dtype.upper())
+    lazysd.open(golden / "qwen3_moe_tiny").map(lambda t: t.to(to)).save(tmp_path / "expected")
     assert weights(tmp_path / "cast") == weights(tmp_path / "expected")
 
 

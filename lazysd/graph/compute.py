@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from .. import dtypes
 from ..errors import LayoutError
+from . import floats
 from .base import Inputs, Op
 from .boxes import Box, Dims
 
@@ -79,15 +80,25 @@ class Cast(Computed):
 
     temporary_nbytes: ClassVar[int] = 4  # a dense copy, where the destination has gaps
     code: str
+    source: str = ""  # the dtype of the values; with it, some casts need no torch
+
+    @property
+    def by_bits(self) -> bool:  # type: ignore[override]
+        return (self.source, self.code) in floats.PAIRS
 
     def infer(self, inputs: Inputs) -> tuple[Dims, str]:
+        if self.source not in ("", inputs[0].code):
+            raise ValueError(f"a cast from {self.source} was asked for, the values are {inputs[0].code}")
         return inputs[0].dims, self.code
 
     def operands(self, node: Node, box: Box) -> list[tuple[Node, Box]]:
         return [(node.inputs[0], box)]
 
-    def compute(self, target: torch.Tensor, operands: list[torch.Tensor], box: Box) -> None:
-        put(target, operands[0])
+    def compute(self, target: Any, operands: list[Any], box: Box) -> None:
+        if not self.by_bits:
+            put(target, operands[0])
+        elif not floats.cast(self.source, self.code, target, operands[0]):
+            put(floats.as_torch(target, self.code), floats.as_torch(operands[0], self.source))
 
     def lossy(self, node: Node) -> str | None:
         source = node.inputs[0].code

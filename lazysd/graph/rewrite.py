@@ -244,7 +244,7 @@ def cast(node: N, code: str) -> N:
     if code != node.code:
         dtypes.refuse_packed(node.code)
         dtypes.refuse_packed(code)
-    return build(Cast(code), (node,))
+    return build(Cast(code, node.code), (node,))
 
 
 def reshape(node: N, shape: Iterable[int]) -> N:

@@ -16,7 +16,7 @@ from ..formats.base import Sink
 from ..graph.base import Piece
 from ..graph.boxes import Box, box_dims, covers_once
 from ..graph.building import many_nodes
-from ..graph.compute import Computed
+from ..graph.compute import Cast, Computed
 from ..graph.leaves import FileRange, InMemory
 from ..graph.node import Node
 from ..graph.walk import below, nodes
@@ -28,6 +28,7 @@ from .jobs import PREFERRED_TILE_NBYTES, Job, Shard, jobs_of, lay_out, natural_n
 from .memory import Needs
 
 MAX_SHARDS = 100  # listed as HTML
+FEW = 1 << 27  # casts that numpy makes in less time than importing torch takes
 MAX_BOXES = 20_000  # kept until coverage is proved, and BOXES_EACH for each output; about 200 bytes each
 BOXES_EACH = 4
 
@@ -51,7 +52,7 @@ class Plan:
     lossy: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
     stem: str = "model"  # what the files' names begin with
-    calculates: bool = False  # values, for which torch is needed; else bits are moved
+    calculates: bool = False  # values, for which torch is needed or worth its import; else bits are moved
     sources: tuple[Any, ...] = ()  # every file that is read
     reads_memory: bool = False  # tensors in memory are sources, too: nothing tells that one has been written to
 
@@ -212,7 +213,7 @@ class _Proof:
         self.leaves: dict[int, Node] = {}
         self.lossy: dict[str, int] = {}
         self.confused: dict[str, int] = {}
-        self.calculates = False
+        self.calculates, self.num_cast = False, 0
         self.largest_nbytes = 0
 
     @property
@@ -233,7 +234,8 @@ class _Proof:
         for piece in below(counted()):
             op = piece.node.op
             if isinstance(op, Computed):
-                self.calculates |= not op.by_bits
+                self.num_cast += prod(box_dims(piece.box)) if isinstance(op, Cast) else 0
+                self.calculates |= not op.by_bits or self.num_cast > FEW
                 if what := op.lossy(piece.node):
                     self.lossy[what] = self.lossy.get(what, 0) + 1
                 if what := op.confuses(piece.node):
