@@ -22,8 +22,11 @@ def is_gappy(wanted: Iterable[Piece], exact: bool = False) -> bool:
     """Whether some leaf's bytes lie between others that are not wanted, closely enough to be read along."""
     for piece in wanted:
         if isinstance(piece.node.op, FileRange):
+            count = prod(map(len, piece.box))
+            if count == prod(piece.node.dims):  # the whole of it
+                continue
             run = run_of(piece.box, piece.node.dims, piece.node.itemsize, exact, piece.node.op.file.cost)
-            if run.hull * run.num_hulls > prod(box_dims(piece.box)):
+            if run.hull * run.num_hulls > count:
                 return True
     return False
 
