@@ -60,5 +60,7 @@ def _filled(pattern: str, words: Sequence[str]) -> str:
 
 
 def _matcher(pattern: str) -> re.Pattern[str]:
-    parts = {"*": "(.*?)", "?": "(.)"}
-    return re.compile("".join(parts.get(char) or re.escape(char) for char in pattern), re.DOTALL)
+    """Each sign as a group. A star takes the least that lets what follows it fit, for good: the next can take more."""
+    head, *tails = ("".join("(.)" if char == "?" else re.escape(char) for char in part) for part in pattern.split("*"))
+    stars = [f"(?>(.*?){tail})" for tail in tails[:-1]] + [f"(.*?){tail}" for tail in tails[-1:]]
+    return re.compile(head + "".join(stars), re.DOTALL)
