@@ -11,6 +11,7 @@ from .arguments import checked
 from .checkpoint import Checkpoint
 from .comparison import ABSENT, Comparison, Difference, compare_adapters
 from .comparison import compare as compare_tensors
+from .errors import LayoutError
 from .opening import open as open_checkpoint
 from .save.progress import reporter
 from .tensor.wrapping import as_lazy
@@ -86,11 +87,22 @@ def side_by_side(
     a: Checkpoint, b: Checkpoint, to: str | None, source: str | None, config: Mapping[str, Any] | None
 ) -> tuple[Checkpoint, Checkpoint, str | None]:
     """Both in A's layout, and its name."""
-    layout, other = to or a.layout, source or b.layout
+    layout, other = to or layout_of(a), source or layout_of(b)
     if layout and other and layouts.resolve(layout) != layouts.resolve(other):
         sizes = {**(a.config or b.config or {}), **(config or {})} or None
         b = b.convert(layout, source=source, config=sizes)
     return a, b, layout
+
+
+def layout_of(checkpoint: Checkpoint) -> str | None:
+    """The layout of a checkpoint; of a dense one, which opening does not name, what its keys and config.json show."""
+    if checkpoint.layout is not None or checkpoint.adapter is not None:
+        return checkpoint.layout
+    try:
+        found = layouts.find(checkpoint, checkpoint.config, checkpoint.family, dense=True).layout
+    except LayoutError:
+        return None
+    return found.name if found is not None else None
 
 
 def in_layout(checkpoint: Checkpoint, layout: str | None, family: str | None) -> Checkpoint:
@@ -111,4 +123,4 @@ def _checkpoint(value: Any) -> Checkpoint:
     return Checkpoint({key: as_lazy(tensor) for key, tensor in value.items()})
 
 
-__all__ = ["compare", "in_layout", "side_by_side"]
+__all__ = ["compare", "in_layout", "layout_of", "side_by_side"]

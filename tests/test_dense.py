@@ -136,6 +136,24 @@ def test_the_command_line(tmp_path: Path) -> None:
     assert_same(lazysd.open(tmp_path / "back"), llama(layers=2))
 
 
+@pytest.mark.parametrize("to", ["vllm", "megatron"])
+@pytest.mark.parametrize("bias", [False, True])
+def test_merged_projections_are_verified_and_compared_without_being_told(tmp_path: Path, to: str, bias: bool) -> None:
+    ckpt = opened(tmp_path, llama(layers=11, bias=bias), "qwen2" if bias else "llama")
+    out = tmp_path / "out"
+    ckpt.convert(to).save(out)
+    assert main(["verify", str(out), "--against", str(ckpt.path), "-q"]) == 0
+    assert main(["verify", str(ckpt.path), "--against", str(out), "-q"]) == 0
+    assert main(["diff", str(out), str(ckpt.path), "-q"]) == 0
+    assert lazysd.compare(ckpt.path, out).equal
+    key = "decoder.layers.10.self_attention.linear_qkv.weight"
+    key = key if to == "megatron" else "model.layers.10.self_attn.qkv_proj.weight"
+    wrong = lazysd.open(out).map(lambda name, t: t.materialize().neg() if name == key else t, with_key=True)
+    wrong.save(tmp_path / "wrong")
+    assert main(["verify", str(tmp_path / "wrong"), "--against", str(ckpt.path), "-q"]) == 1
+    assert [d.key for d in lazysd.compare(tmp_path / "wrong", ckpt.path).differences] == [key]
+
+
 def test_qwen3_moe_for_megatron(tmp_path: Path) -> None:
     """TEGroupedMLP: one linear_fc1 (gate over up) and linear_fc2 for each expert, the number last in the key."""
     experts, inner = 12, 3

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ import pytest
 import torch
 from checkpoints import assert_same, bits, by_hand, noise, random_hf, write
 from safetensors.torch import load_file
+from tiny_moe import NUM_EXPERTS, saved
 
 import lazysd
 from lazysd.cli.main import main
@@ -137,12 +139,10 @@ def test_biases_are_converted(tmp_path: Path) -> None:
     assert_same(nemo, expected)
     assert_same(nemo.convert("hf"), state)
     vllm = ckpt.convert("vllm")
-    both = bits(state[EXPERTS + "gate_up_proj"])
-    w13 = torch.cat([both[:, :, 0::2], both[:, :, 1::2]], dim=2).transpose(1, 2)
+    w13 = bits(state[EXPERTS + "gate_up_proj"]).transpose(1, 2)  # gate and up stay in turn
     assert torch.equal(bits(vllm[EXPERTS + "w13_weight"].materialize()), w13)
     bias = bits(state[EXPERTS + "gate_up_proj_bias"])
-    expected_bias = torch.cat([bias[:, 0::2], bias[:, 1::2]], dim=1)
-    assert torch.equal(bits(vllm[EXPERTS + "w13_bias"].materialize()), expected_bias)
+    assert torch.equal(bits(vllm[EXPERTS + "w13_bias"].materialize()), bias)
 
 
 def test_no_advice_to_leave_out() -> None:
@@ -302,3 +302,29 @@ def test_where_a_second_kind_of_experts_starts_has_to_be_known() -> None:
     }
     with pytest.raises(LayoutError, match=r"where the second kind starts is not known; state .*moe_num_experts"):
         lazies(fused).convert("hf", source="hf-fused", family="ernie4_5_vl_moe")
+
+
+@pytest.mark.parametrize("model_type", ["qwen3_moe", "mixtral", "deepseek_v3"])
+def test_stacked_experts_alone_are_of_any_family(model_type: str) -> None:
+    """Mixtral's and Qwen3-MoE's are the same keys in memory and other ones on disk: stated, or refused by name."""
+    pytest.importorskip("transformers")
+    model = saved(model_type)
+    bare = {key: tensor for key, tensor in model.fused.items() if ".experts." in key}
+    disk = {key: tensor for key, tensor in model.disk.items() if ".experts." in key}
+    for stated in ({"config": model.config}, {"family": model_type}, {"family": model_type, "source": "hf-fused"}):
+        assert_same(lazysd.convert(bare, to="hf", **stated), disk)
+    for more in ({}, {"config": {key: value for key, value in model.config.items() if key != "model_type"}}):
+        with pytest.raises(LayoutError, match=r"the keys fit several families, whose 'hf' differ.*family="):
+            lazysd.convert(bare, to="hf", **more)
+
+
+def test_where_a_second_kind_of_experts_starts_is_advised_so_that_it_works() -> None:
+    pytest.importorskip("transformers")
+    model = saved("ernie4_5_vl_moe")
+    with pytest.raises(LayoutError, match=r"state text_config\.moe_num_experts: config=(\{.*\}), or") as caught:
+        lazysd.convert(model.disk, to="hf-fused", family="ernie4_5_vl_moe")
+    advised = re.search(r"config=(\{.*\}), or", str(caught.value))
+    assert advised is not None
+    config = json.loads(advised[1].replace("…", str(NUM_EXPERTS)))
+    assert_same(lazysd.convert(model.disk, to="hf-fused", family="ernie4_5_vl_moe", config=config), model.fused)
+    assert_same(lazysd.convert(model.fused, to="hf", config=config), model.disk)

@@ -246,7 +246,8 @@ def test_a_rank_that_does_not_fit(tmp_path: Path, generation: str) -> None:
 def test_base_and_lora_in_one_state_dict(source: str, target: str) -> None:
     base = random_hf(3, 4, 5, layers=2, dtype=torch.float32)
     native = native_lora(3, 4, 5, 2, layers=(0, 1), prefix="model.")
-    native["model.layers.0.self_attn.q_proj.lora_A.weight"] = torch.randn(2, 4)
+    at = "model.layers.0.self_attn.q_proj.lora_"
+    native |= {at + "A.weight": torch.randn(2, 4), at + "B.weight": torch.randn(8, 2)}
     attention = {key: t for key, t in native.items() if "self_attn" in key}
     lora = {key: t for key, t in native.items() if key not in attention}
 
@@ -591,3 +592,15 @@ def test_missing_experts_have_their_own_error() -> None:
     del tensors[experts_at(0) + "2.up_proj.lora_B.weight"]
     with pytest.raises(MissingExpertsError, match="1 missing"):
         lazysd.convert(tensors, to="nemo")
+
+
+@pytest.mark.parametrize("lost", ["A", "B"])
+@pytest.mark.parametrize("to", LAYOUTS)
+def test_one_factor_of_another_module_is_as_little_as_one_of_experts(to: str, lost: str) -> None:
+    native = native_lora(3, 4, 5, 2)
+    at = "base_model.model.model.layers.0.self_attn.q_proj.lora_"
+    both = native | {at + "A.weight": torch.randn(2, 4), at + "B.weight": torch.randn(8, 2)}
+    assert at + "B.weight" in lazysd.convert(both, to=to, source="nemo")
+    del both[at + f"{lost}.weight"]
+    with pytest.raises(LayoutError, match=rf"q_proj\.lora_.\.weight has no .*q_proj\.lora_{lost}\.weight: one factor"):
+        lazysd.convert(both, to=to, source="nemo")

@@ -320,8 +320,8 @@ def pair(module: str = Q, a: tuple[int, ...] = (R, H), b: tuple[int, ...] = (6, 
 FULL = [f"layers.{layer}.mlp.experts.{name}" for layer in (0, 1) for name in ("gate_up_proj", "down_proj")]
 REFUSED: dict[str, tuple[dict[str, torch.Tensor], dict[str, Any], str]] = {
     "a stranger": (pair(PREFIX + "layers.9.x."), {}, r"layers\.9\.x\.lora_A.*no weight of the base"),
-    "A without B": ({Q + "lora_A.weight": torch.zeros(R, H)}, {}, r"q_proj\.lora_A\.weight: no weight of the base"),
-    "B without A": ({Q + "lora_B.weight": torch.zeros(6, R)}, {}, r"q_proj\.lora_B\.weight: no weight of the base"),
+    "A without B": ({Q + "lora_A.weight": torch.zeros(R, H)}, {}, r"q_proj\.lora_A\.weight has no .*lora_B"),
+    "B without A": ({Q + "lora_B.weight": torch.zeros(6, R)}, {}, r"q_proj\.lora_B\.weight has no .*lora_A"),
     "another layer's": (
         pair(experts_at(2), (E * R, I), (H, E * R)),
         {"target_parameters": [*FULL, "layers.2.mlp.experts.down_proj"]},

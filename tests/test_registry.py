@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+import torch
 
 import lazysd
 from lazysd.errors import LayoutError
@@ -37,3 +38,18 @@ def test_a_table_without_gate_and_up_is_caught(monkeypatch: pytest.MonkeyPatch) 
     lazysd.layouts.register(only_down)
     with pytest.raises(LayoutError, match=r"(gate|up)_proj.* no rule covers"):
         there_and_back(only_down, max_examples=5)
+
+
+@pytest.mark.parametrize("to", ["nemo", "hf-fused"])
+def test_a_bystander_of_the_name_that_an_embedding_gets(to: str) -> None:
+    """Ling's word_embeddings become embed_tokens: a key that is called so already is no reason to lose one of them."""
+    expert = "model.layers.0.mlp.experts.0.{}_proj.weight"
+    hf = {expert.format(word): torch.ones(2, 2) for word in ("gate", "up", "down")}
+    words = {"model.word_embeddings.weight": torch.ones(3, 2)}
+    stated = {"to": to, "source": "hf", "family": "bailing_hybrid", "config": {"num_experts": 1}}
+    for name in ("embed_tokens.weight", "model.model.embed_tokens.weight"):  # at another place
+        made = lazysd.convert(hf | words | {name: torch.zeros(3, 2)}, **stated)
+        assert {"model.embed_tokens.weight", name} <= set(made)
+    for more in (words, {}):  # both become one key, or what comes out would be read back as the other
+        with pytest.raises(LayoutError, match=r"model\.embed_tokens\.weight"):
+            lazysd.convert(hf | more | {"model.embed_tokens.weight": torch.zeros(3, 2)}, **stated)

@@ -61,16 +61,16 @@ def run(args: argparse.Namespace) -> int:
         opened(args.against, args) as source,
         in_family(open_checkpoint(args.dst, follow_links=args.follow_links), args) as dst,
     ):
-        to = args.to or dst.layout
+        from ..comparing import in_layout, layout_of
+
+        to = args.to or layout_of(dst)
         given = stated(args)
         config = {**(dst.config or source.config or {}), **given} or None
-        if to is None or (not args.source and not args.merge_rank and to == source.layout):
+        if to is None or (not args.source and not args.merge_rank and to == layout_of(source)):
             expected, made = source, ""
         else:
             expected = source.convert(to, source=args.source, config=config, merge_rank=args.merge_rank)
             made = f" as layout {expected.layout}"
-        from ..comparing import in_layout
-
         family = None if expected is source else expected.family
         expected, casts = cast_like(in_layout(expected, to, family), dst)
         made += "".join(f", {what} ({count} tensors)" for what, count in casts.items())

@@ -82,10 +82,11 @@ def choose(
     firsts = {**origin.config_firsts(whole), **target.config_firsts(whole)}
     for layout in (origin, target):
         if unknown_first := [axis for axis in layout.firsts if axis not in firsts]:
-            names = ", ".join(layout.firsts[unknown_first[0]])
+            name = layout.firsts[unknown_first[0]][0]
+            said = "{" + ": {".join(f'"{part}"' for part in name.split(".")) + ": …" + "}" * (name.count(".") + 1)
             raise LayoutError(
-                f"cannot convert {shown}: experts of several kinds stand in one list, and where the second "
-                f"kind starts is not known; state {names} (config=, config.json)"
+                f"cannot convert {shown}: experts of several kinds stand in one list, and where the second kind starts "
+                f"is not known; state {name}: config={said}, or a config.json beside the files that says so"
             )
     return Choice(origin, target, whole, sizes, firsts)
 

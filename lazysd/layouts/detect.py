@@ -134,7 +134,12 @@ def _among(
 def _unfit(layout: Layout, evidence: Evidence, config: Mapping[str, Any] | None) -> str | None:
     """Why a layout of one family among many is not what the keys and shapes are of."""
     table = registry.families().get(layout.family)
-    for end in table.has if table else ():
+    alone = layout.name == "hf-fused" and all(
+        any(template.match(key) for template in layout.own_keys) for key in evidence.kinds.values()
+    )
+    for end in (
+        table.has if table and not alone else ()
+    ):  # stacked experts alone show nothing of what stands beside them
         if not any(key.endswith(end) for key in evidence.kinds.values()):
             return f"no key ends in {end}"
     for end in table.lacks if table else ():

@@ -12,6 +12,12 @@ from ..tensor.lazy import LazyTensor
 from .config import CONFIG, Adapted, AdapterConfig, Scaled, expert_modules, parameter_name
 from .names import LoraNames, names_in
 
+_PARTNERS = {
+    ".lora_A.weight": ".lora_B.weight",
+    ".lora_B.weight": ".lora_A.weight",
+    ".lora_embedding_A": ".lora_embedding_B",
+    ".lora_embedding_B": ".lora_embedding_A",
+}
 _MODULE_ENDS = (".lora_A.weight", ".lora_embedding_A")  # of other modules than experts, whose keys pass through
 
 
@@ -26,7 +32,11 @@ def lora_pairs(hub: Mapping[str, LazyTensor], names: LoraNames) -> Iterator[tupl
 
 
 def check_pairs(hub: Mapping[str, LazyTensor], origin: Layout) -> None:
-    """Every lora_A has its lora_B, of the same rank and number of experts."""
+    """Every lora_A has its lora_B; those of experts are of the same rank and number of experts."""
+    for key in hub:
+        other = next((key.removesuffix(end) + _PARTNERS[end] for end in _PARTNERS if key.endswith(end)), None)
+        if other is not None and other not in hub:
+            raise LayoutError(f"{key} has no {other}: one factor alone is no whole update; is a tensor missing?")
     names = names_in(origin)
     for module, parameter, a, b in lora_pairs(hub, names) if names else ():
         if a is None or b is None:
