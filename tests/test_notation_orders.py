@@ -75,3 +75,12 @@ def test_a_shifted_key_comes_back_as_it_was(number: int) -> None:
     key = template.format({"n": str(number)})
     assert key == f"a.{number + 3}.b"
     assert template.match(key) == {"n": str(number)}
+
+
+@pytest.mark.parametrize("shift", [1, 2, 9, 10, 19, 61, 99, 100, 199, 909])
+def test_a_shift_is_where_numbers_start(shift: int) -> None:
+    template = parse_key(f"a.{{n:+{shift}}}.b")
+    for number in (*range(1200), 99_999, 10**8, 10**9 - 1):
+        assert template.match(f"a.{number}.b") == ({"n": str(number - shift)} if number >= shift else None)
+    assert template.match(f"a.0{shift}.b") is None
+    assert template.match(f"a.{10**9}.b") is None

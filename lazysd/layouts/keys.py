@@ -32,6 +32,8 @@ class Token(NamedTuple):
         """What the piece matches."""
         if self.kind == "literal":
             return re.escape(self.text)
+        if self.shift:
+            return f"(?P<{self.text}>{_from(self.shift)})"
         body = {"prefix": r"(?:.*\.)?", "number": NUMBER, "name": _OPEN[NAME], "text": _OPEN[TEXT]}.get(self.kind)
         return f"(?P<{self.text}>{body or '|'.join(map(re.escape, self.words))})"
 
@@ -45,6 +47,17 @@ class Token(NamedTuple):
     def loose(self) -> str:
         """What stands where the piece belongs, well formed or not: `00` where a number should be."""
         return "[^.]*" if self.kind == "number" else re.sub(r"\(\?P<\w+>", "(?:", self.regex)
+
+
+def _from(start: int) -> str:
+    """What matches a number from `start` on: one of more digits, or the first digit that differs is larger."""
+    digits = str(start)
+    larger = [
+        f"{digits[:place]}[{int(digit) + 1}-9]{'[0-9]' * (len(digits) - place - 1)}"
+        for place, digit in enumerate(digits)
+        if digit != "9"
+    ]
+    return "|".join((rf"[1-9][0-9]{{{len(digits)},8}}", *larger, digits))
 
 
 @dataclass(frozen=True)
@@ -77,11 +90,7 @@ class KeyTemplate:
         if found is None or not self.shifts:
             return found.groupdict() if found else None
         fields = found.groupdict()
-        for name, shift in self.shifts.items():
-            if int(fields[name]) < shift:
-                return None
-            fields[name] = str(int(fields[name]) - shift)
-        return fields
+        return fields | {name: str(int(fields[name]) - shift) for name, shift in self.shifts.items()}
 
     def format(self, fields: dict[str, str]) -> str:
         """The key with these fields."""
