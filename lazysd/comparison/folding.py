@@ -142,7 +142,7 @@ def html_table(headline: str, rows: list[Moved], details: list[str]) -> str:
     lines = "".join(f"<li>{page.shown(line.strip())}</li>" for line in details)
     below = f"<details><summary>differences</summary><ul>{lines}</ul></details>" if details else ""
     folded = text_table(rows, MAX_TEXT_ROWS, bars=False, width=TEXT_WIDTH)
-    text = "\n".join((headline, folded, *details[:MAX_TEXT_DETAILS]))
+    text = "\n".join(line for line in (headline, folded, *details[:MAX_TEXT_DETAILS]) if line)
     return page.frame(f"<p><b>Comparison</b>: {page.shown(headline)}</p>{table}{below}", text)
 
 
