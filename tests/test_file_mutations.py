@@ -120,19 +120,20 @@ def test_archives_that_can_be_read_in_two_ways() -> None:
             lazysd.open(zipped(list({**records, first: data}.items())))
 
 
-SIGNED = b'{\n "plan": "x",\n "files": {"w.safetensors": {"nbytes": 1, "crc32": "0"}},\n "tensors": {\n%b\n },'
+SIGNED = b'{\n "plan": "x",\n "files": {"w.safetensors": {"nbytes": 1, "crc32": "00000000"}},\n "tensors": {\n%b\n },'
 
 
 @pytest.mark.parametrize(
     "line",
     [
-        b'  "a": {"dtype": "F32", "shape": [1], "shard": 5, "crc32": "0"}',
-        b'  "a": {"dtype": "F32", "shape": [1], "shard": "other.safetensors", "crc32": "0"}',
-        b'  "a": {"dtype": "F32", "shape": ["1"], "shard": "w.safetensors", "crc32": "0"}',
+        b'  "a": {"dtype": "F32", "shape": [1], "shard": 5, "crc32": "00000000"}',
+        b'  "a": {"dtype": "F32", "shape": [1], "shard": "other.safetensors", "crc32": "00000000"}',
+        b'  "a": {"dtype": "F32", "shape": ["1"], "shard": "w.safetensors", "crc32": "00000000"}',
         b'  "a": {"dtype": "F32", "shape": [1], "shard": "w.safetensors", "crc32": "999999999999"}',
         b'  "a": {"dtype": "F32", "shape": [1], "shard": "w.safetensors", "crc32": 1}',
         b'  "a": {"shape": [1]}',
         b"  nothing",
+        b' "a": {"dtype": "F32", "shape": [1], "shard": "w.safetensors", "crc32": "00000000"}',
     ],
 )
 def test_a_manifest_that_is_whole_and_means_nothing(tmp_path: Path, line: bytes) -> None:

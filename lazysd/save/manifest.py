@@ -135,8 +135,10 @@ def entries(folder: Path) -> Iterator[Entry]:
         for _ in _until_tensors(file):
             pass
         for line in file:
-            if not line.startswith(b"  "):
+            if line == b" },\n":
                 return
+            if not line.startswith(b"  "):
+                raise ValueError("a line that is no tensor's")
             yield from _parsed(json.loads(b"{" + line.rstrip(b",\n") + b"}"))
 
 
@@ -215,7 +217,7 @@ def _parsed(content: Mapping[str, Any]) -> Iterator[Entry]:
 
 def _checksum(said: Any) -> int:
     value = int(said["crc32"], 16)
-    if f"{value:08x}" != said["crc32"]:
+    if value >> 32 or f"{value:08x}" != said["crc32"]:
         raise ValueError(f"{said['crc32']!r} is no checksum")
     return value
 
