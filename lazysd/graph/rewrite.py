@@ -54,7 +54,7 @@ def slice_(node: N, box: Box, drop: tuple[int, ...] = ()) -> N:
             for size, axis in zip(op.lead, box, strict=False):
                 flat = flat * size + axis[0]
             box, drop, node = box[n:], tuple(k - n for k in drop if k >= n), node.inputs[flat]
-        elif isinstance(op, Stack) and box[: len(op.lead)] != full_box(op.lead):
+        elif isinstance(op, Stack) and box[: len(op.lead)] != full_box(op.lead) and all(box[: len(op.lead)]):
             node = _narrow_stack(node, op, box)
             n = len(op.lead)
             box = full_box(node.dims[:n]) + box[n:]
