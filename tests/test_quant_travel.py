@@ -430,3 +430,15 @@ def test_gpt_oss_in_vllm_becomes_nvfp4_with_every_value_the_same() -> None:
     assert few[AT + "w13_weight"].op == there[AT + "w13_weight"].op
     assert few[AT + "w13_weight_scale"].code == "F8_E4M3"
     assert_same(dequantize(few, "f32"), dequantize(there, "f32"))
+
+
+def test_shapes_of_packed_codes_in_megatron() -> None:
+    tensors, config = experts("int4", E=2, model_type="mixtral")
+    words = {"gate_proj": "w1", "up_proj": "w3", "down_proj": "w2"}
+    for word, ours in words.items():
+        tensors = {
+            key.replace("mlp.experts", "block_sparse_moe.experts").replace(word, ours): t for key, t in tensors.items()
+        }
+    tensors = {key: lazysd.from_torch(t) for key, t in tensors.items() if ".experts." in key}
+    config = {**config, "num_local_experts": 2, "intermediate_size": 32}
+    assert_travels(lazysd.Checkpoint(tensors, config=config), "megatron")

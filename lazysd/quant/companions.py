@@ -67,7 +67,7 @@ def as_matrix(
     elif stored == "rows":
         made = reshape(node, (*node.dims, 1))
     elif stored == "shape" and codes.ndim == 2:
-        made = reshape(node, (1, node.numel()))
+        made = reshape(node, (max(node.numel() // 2, 1), 2))  # one row for each part, as fc1 of Megatron has two
     if made.ndim != codes.ndim:
         raise LayoutError(f"{key} is {label(node)} beside codes {label(codes)}, and which rows it is of is not said")
     return made
