@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 import lazysd
 from lazysd.errors import LayoutError, MissingExpertsError
 from lazysd.layouts import Layout, Rule, convert, parse_axes, parse_key
-from lazysd.layouts.keys import KeyTemplate
+from lazysd.layouts.keys import KeyTemplate, kind_of
 from lazysd.layouts.reading import is_ambiguous
 
 HUB = Layout("hub", "f")
@@ -281,3 +281,25 @@ def test_two_keys_of_one_place() -> None:
         convert({key: lazysd.from_torch(value) for key, value in hub.items()}, HUB, layout, {})
     with pytest.raises(LayoutError, match=r"b\.1 is a key that only the other side"):
         convert({"b.1": lazysd.from_torch(noise((2,)))}, HUB, layout, {})
+
+
+PIECES = ("{a}", "{b}", "{c:+9}", "{w:x|1|up2}", "{n:*}", "{t:**}", "{prefix}", "1", "12.", ".", "w1", "x.", "up")
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.lists(st.sampled_from(PIECES), min_size=1, max_size=6).map("".join), st.data())
+def test_no_family_is_overlooked_for_the_kind_of_a_key(text: str, data: st.DataObject) -> None:
+    try:
+        template = parse_key(text)
+    except ValueError:
+        return
+    number = st.integers(0, 1200).map(str)
+    drawn = {"name": st.sampled_from(["q", "1", "e12"]), "text": st.sampled_from(["q.9", "1", "w.1.x"])}
+    drawn |= {"prefix": st.sampled_from(["", "a1.", "2."]), "number": number}
+    fields = {
+        name: data.draw(st.sampled_from(template.words[name]) if name in template.words else drawn[template.kind(name)])
+        for name in template.fields
+    }
+    key = template.format(fields)
+    assert template.match(key) is not None
+    assert template.may_match(kind_of(key))

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from itertools import islice, product
 from math import prod
 from typing import NoReturn
 
 from ..errors import LayoutError, MissingExpertsError
 from ..tensor.lazy import LazyTensor
-from .keys import KeyTemplate, Neighbourhood, parse_key
+from .keys import KeyTemplate, Neighbourhood, kind_of, parse_key
 from .rule import End
 from .whole import check_layers
 
@@ -18,6 +19,7 @@ Fixed = tuple[tuple[str, str], ...]  # fields by name
 Group = dict[tuple[int, ...], tuple[str, LazyTensor]]  # index along the key axes -> key, node
 GroupId = tuple[int, tuple[tuple[str, str], ...]]  # number of the rule, the fields that all keys of a group share
 MAX_SHOWN = 200  # characters of a key in a message
+MAX_KINDS = 10_000  # of keys, whose rules a table remembers
 
 
 @dataclass(frozen=True)
@@ -61,11 +63,7 @@ class Table:
         numbers from 0 on to those that start later.
         Raises LayoutError where two rules have the same claim.
         """
-        found = [
-            (n, fields)
-            for n, end in enumerate(self.ends)
-            if end.template.literal in key and (fields := end.template.match(key)) is not None
-        ]
+        found = [(n, fields) for n, template in self._candidates(key) if (fields := template.match(key)) is not None]
         if self.stands:
             found = [claim for claim in found if self._counts(claim)]
         if len(found) > 1:
@@ -76,6 +74,21 @@ class Table:
             both = " and ".join(repr(self.ends[n].template.text) for n, _ in found)
             raise LayoutError(f"{shown(key)}: claimed by two rules of layout {self.name!r}: {both}")
         return found[0] if found else None
+
+    def _candidates(self, key: str) -> list[tuple[int, KeyTemplate]]:
+        """The rules that may match a key, by its kind: a checkpoint of a million keys has a few dozen kinds."""
+        kind = kind_of(key)
+        found = self._by_kind.get(kind)
+        if found is None:
+            if len(self._by_kind) >= MAX_KINDS:
+                self._by_kind.clear()
+            found = [(n, end.template) for n, end in enumerate(self.ends) if end.template.may_match(kind)]
+            self._by_kind[kind] = found
+        return found
+
+    @cached_property
+    def _by_kind(self) -> dict[str, list[tuple[int, KeyTemplate]]]:
+        return {}
 
     def _rank(self, number: int) -> tuple[bool, bool, int, int]:
         rename, template = self.ends[number].rule.rename, self.ends[number].template

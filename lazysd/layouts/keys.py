@@ -12,10 +12,16 @@ from .reading import is_ambiguous
 
 _FIELD = re.compile(r"\{(\w+)(?::([^{}]+))?\}")
 _SHIFT = re.compile(r"\+(?:([1-9][0-9]{0,2})|([A-Za-z_]\w*))")
+_DIGITS = re.compile("[0-9]+")
 _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 NUMBER = r"(?:0|[1-9][0-9]{0,8})"  # ASCII, no leading zeros; longer ones count nothing that a checkpoint holds
 NAME, TEXT = "*", "**"
 _OPEN = {NAME: r"[^.]+", TEXT: r".+"}
+
+
+def kind_of(text: str) -> str:
+    """A key without its numbers, which keys of one kind differ in."""
+    return _DIGITS.sub("0", text)
 
 
 class Token(NamedTuple):
@@ -91,6 +97,15 @@ class KeyTemplate:
             return found.groupdict() if found else None
         fields = found.groupdict()
         return fields | {name: str(int(fields[name]) - shift) for name, shift in self.shifts.items()}
+
+    def may_match(self, kind: str) -> bool:
+        """Whether keys of a kind can be of this family, as far as text and words say: if not, none is."""
+        return all(any(text in kind for text in texts) for texts in self._texts)
+
+    @cached_property
+    def _texts(self) -> list[tuple[str, ...]]:
+        texts = ((token.text,) if token.kind == "literal" else token.words for token in self.tokens)
+        return [tuple(map(kind_of, some)) for some in texts if some]
 
     def format(self, fields: dict[str, str]) -> str:
         """The key with these fields."""
