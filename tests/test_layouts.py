@@ -181,7 +181,7 @@ def test_shapes_and_dtypes_of_a_group_agree() -> None:
 
 
 def test_unknown_names() -> None:
-    with pytest.raises(LayoutError, match="no layout 'nemoo'; there are: hf, hf-fused, nemo"):
+    with pytest.raises(LayoutError, match=r"no layout 'nemoo'; did you mean 'nemo'\?; there are: hf, hf-fused, nemo"):
         lazysd.layouts.get("nemoo")
     with pytest.raises(LayoutError, match="no layout 'nemo' of family 'none'; there are: none"):
         lazysd.layouts.get("nemo", "none")
