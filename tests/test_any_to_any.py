@@ -36,11 +36,17 @@ def drawn(family: str, prefix: str) -> Any:
     return find(strategy, is_large, settings=quick)
 
 
+def prefix_of(family: str, otherwise: str) -> str:
+    """What stands before `layers` in the hub's keys, where a table spells it out; else `otherwise`."""
+    rules = [rule.hf for layout in layouts_of(family) for rule in layout.rules if not rule.rename]
+    spelt = next((hf for hf in rules if "{prefix}" not in hf), None)
+    return otherwise if spelt is None else "" if spelt.startswith("layers.") else "model."
+
+
 @pytest.mark.parametrize("family", FAMILIES)
 def test_every_pair(family: str) -> None:
     layouts = layouts_of(family)
-    spelt = any("{prefix}" not in rule.hf for layout in layouts for rule in layout.rules if not rule.rename)
-    state = drawn(family, "model." if spelt else PREFIXES[2])
+    state = drawn(family, prefix_of(family, PREFIXES[2]))
     ckpt = lazysd.Checkpoint(
         {key: lazysd.from_torch(tensor) for key, tensor in state.items()},
         config=state.config,
@@ -63,7 +69,7 @@ def convert(state: dict[str, torch.Tensor], to: str, family: str, config: dict[s
 @pytest.mark.parametrize("family", FAMILIES)
 def test_faults_are_refused(family: str) -> None:
     """An expert's tensor missing, one too many, one of another shape or dtype: never converted."""
-    state = drawn(family, "model.")
+    state = drawn(family, prefix_of(family, "model."))
     key = next((key for key in state if ".experts.9." in key), None)
     if key is None:
         pytest.skip("experts are stacked on disk: none is missing, extra or doubled")

@@ -32,7 +32,6 @@ if where == "opening":
     from lazysd.cli import convert
     convert.opened = wait
 if where in ("starting", "import"):
-    sys.argv += ["--dtype", "f16"] if where == "import" else []  # torch is imported where values are computed
     import importlib.abc
     class Slow(importlib.abc.MetaPathFinder):
         def find_spec(self, name, path, target=None):
@@ -56,7 +55,7 @@ def child(where: str, src: Path, out: Path, number: int) -> tuple[int, str]:
     """Exit code and stderr of a command that gets a signal in a step of an hour."""
     hear, tell = os.pipe()
     args = ["convert", str(src), str(out), "--to", "nemo", "--max-shard-size", "20KB", "--workers", "1"]
-    args += ["--dtype", "f32"] if where == "import" else []  # without a value to compute, torch is not imported
+    args += ["--dtype", "f64"] if where == "import" else []  # casts between other types do without torch
     running = subprocess.Popen(
         [sys.executable, "-c", CHILD, where, str(tell), *args],
         stdout=subprocess.PIPE,
