@@ -86,3 +86,24 @@ def test_commands_that_list_or_compare_bits_need_no_torch(golden: Path, tmp_path
     ):
         done = subprocess.run([sys.executable, "-c", CODE, *map(str, words)], capture_output=True, text=True)
         assert (done.returncode, done.stdout.split()[-1:]) == (0, ["False"]), (words, done.stderr)
+
+
+ALONE = """
+import atexit, os
+from lazysd.cli.entry import run
+atexit.register(lambda: print(len(os.listdir("/proc/self/task")), os.environ["OPENBLAS_NUM_THREADS"]))
+run()
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self/task").is_dir(), reason="threads are counted by Linux's /proc")
+@pytest.mark.parametrize("said", [None, "3"])
+def test_a_command_starts_no_crew_of_numpys(golden: Path, tmp_path: Path, said: str | None) -> None:
+    """One thread, and one that computes while it writes; what the user says of it counts."""
+    env = {name: value for name, value in os.environ.items() if name != "OPENBLAS_NUM_THREADS"}
+    env |= {"OPENBLAS_NUM_THREADS": said} if said else {}
+    command = ["convert", str(golden / "qwen3_moe_tiny"), str(tmp_path / "out"), "--to", "nemo", "--workers", "1", "-q"]
+    done = subprocess.run([sys.executable, "-c", ALONE, *command], capture_output=True, text=True, env=env, check=True)
+    threads, limit = done.stdout.split()[-2:]
+    assert limit == (said or "1")
+    assert said or int(threads) <= 2

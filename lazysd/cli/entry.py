@@ -15,6 +15,7 @@ def run() -> None:
             os.fstat(fd)
         except OSError:
             os.open(os.devnull, os.O_RDWR)
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # numpy's own crew would spin, for nothing
     try:
         signals.install()
         from .main import main
