@@ -185,9 +185,9 @@ def test_members_are_found_by_looking(monkeypatch: pytest.MonkeyPatch) -> None:
     assert not compiled.KERNEL.takes(torch.empty(1, dtype=torch.float64))
     assert not compiled.KERNEL.takes(torch.empty(1, dtype=torch.bfloat16, device="meta"))
     monkeypatch.setattr(compiled, "VERSION", -1)
-    compiled.module.cache_clear()
+    compiled.built.cache_clear()
     try:
         assert not compiled.is_there()  # a file of another version
     finally:
         monkeypatch.undo()
-        compiled.module.cache_clear()
+        compiled.built.cache_clear()

@@ -88,12 +88,12 @@ def test_the_compiled_kernel_can_be_turned_off(switch: str, name: str | None) ->
 
 def test_a_kernel_of_another_version_is_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(compiled, "VERSION", -1)
-    compiled._module.cache_clear()
+    compiled.built.cache_clear()
     try:
         assert not compiled.KERNEL.is_available()
     finally:
         monkeypatch.undo()
-        compiled._module.cache_clear()
+        compiled.built.cache_clear()
 
 
 class TestHostLane(LaneSuite):

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import importlib
-import pkgutil
 from functools import cache
 
+from ..doors import members_of
 from ..errors import FormatError, MissingShardError, UnsupportedCheckpointError
 from ..facts import begun_downloads
 from ..stores.strict_json import listing
-from . import __path__ as _folder
 from .base import WEIGHTS, Container, Contents, Folder
 
 _STEP = "convert it to safetensors with a tool you trust first"
@@ -18,8 +16,7 @@ _STEP = "convert it to safetensors with a tool you trust first"
 @cache
 def members() -> tuple[Container, ...]:
     """Every `CONTAINER` that a file or folder of this room defines."""
-    found = [importlib.import_module(f".{item.name}", __package__) for item in pkgutil.iter_modules(_folder)]
-    containers: list[Container] = [module.CONTAINER for module in found if hasattr(module, "CONTAINER")]
+    containers: list[Container] = members_of(__package__, "CONTAINER")
     return tuple(sorted(containers, key=lambda container: container.rank))
 
 

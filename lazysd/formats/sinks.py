@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-import importlib
-import pkgutil
 from functools import cache
 
-from . import __path__ as _folder
+from ..doors import members_of
 from .base import Sink
 
 
 @cache
 def members() -> dict[str, Sink]:
     """Every `SINK` that a file or folder of this room defines."""
-    found = [importlib.import_module(f".{item.name}", __package__) for item in pkgutil.iter_modules(_folder)]
-    sinks: list[Sink] = [module.SINK for module in found if hasattr(module, "SINK")]
+    sinks: list[Sink] = members_of(__package__, "SINK")
     return {sink.name: sink for sink in sinks}
 
 

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import importlib
-import pkgutil
 from functools import cache
 
+from ..doors import members_of
 from ..graph.boxes import Dims
 from . import kernels
 from .kernels.base import Kernel, Strided
@@ -14,11 +13,8 @@ from .kernels.base import Kernel, Strided
 @cache
 def members() -> tuple[Kernel, ...]:
     """Every `KERNEL` that a file of `move/kernels` defines, the preferred ones first."""
-    found = [
-        importlib.import_module(f"{kernels.__name__}.{item.name}") for item in pkgutil.iter_modules(kernels.__path__)
-    ]
-    members: list[Kernel] = [module.KERNEL for module in found if hasattr(module, "KERNEL")]
-    return tuple(sorted(members, key=lambda kernel: kernel.rank))
+    found: list[Kernel] = members_of(kernels.__name__, "KERNEL")
+    return tuple(sorted(found, key=lambda kernel: kernel.rank))
 
 
 def chosen() -> Kernel:

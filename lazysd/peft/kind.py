@@ -9,10 +9,9 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import cache
-from importlib import import_module
-from pkgutil import iter_modules
 from typing import Any, NamedTuple, Protocol
 
+from ..doors import modules_of
 from ..errors import LayoutError
 from ..graph.node import Node
 from .config import CONFIG, AdapterConfig
@@ -102,9 +101,8 @@ def all_kinds() -> tuple[AdapterKind, ...]:
     from . import kinds
 
     found: list[AdapterKind] = []
-    for module in sorted(iter_modules(kinds.__path__), key=lambda module: module.name):
-        loaded = import_module(f"{kinds.__name__}.{module.name}")
-        found += getattr(loaded, "KINDS", None) or [loaded.KIND]
+    for module in modules_of(kinds.__name__):
+        found += getattr(module, "KINDS", None) or [module.KIND]
     return tuple(found)
 
 

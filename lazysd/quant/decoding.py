@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import importlib
-import pkgutil
 from functools import cache
 from typing import TYPE_CHECKING
 
+from ..doors import members_of
 from . import kernels
 from .kernels.base import Kernel, Request
 
@@ -17,11 +16,8 @@ if TYPE_CHECKING:
 @cache
 def members() -> tuple[Kernel, ...]:
     """Every `KERNEL` that a file of `quant/kernels` defines, the preferred ones first."""
-    found = [
-        importlib.import_module(f"{kernels.__name__}.{item.name}") for item in pkgutil.iter_modules(kernels.__path__)
-    ]
-    members: list[Kernel] = [module.KERNEL for module in found if hasattr(module, "KERNEL")]
-    return tuple(sorted(members, key=lambda kernel: kernel.rank))
+    found: list[Kernel] = members_of(kernels.__name__, "KERNEL")
+    return tuple(sorted(found, key=lambda kernel: kernel.rank))
 
 
 def decode(target: torch.Tensor, wanted: Request) -> None:

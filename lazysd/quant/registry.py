@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import importlib
-import pkgutil
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import cache
-from pathlib import Path
 from typing import Any
 
+from ..doors import members_of
 from ..errors import LayoutError
 from ..graph.node import Node
 from ..stores.strict_json import show
@@ -21,9 +19,7 @@ Claim = tuple[Scheme, Form]
 @cache
 def schemes() -> tuple[Scheme, ...]:
     """Every scheme there is, by name."""
-    folder = str(Path(__file__).parent)
-    modules = (importlib.import_module(f"{__package__}.{info.name}") for info in pkgutil.iter_modules([folder]))
-    found = [module.SCHEME for module in modules if hasattr(module, "SCHEME")]
+    found: list[Scheme] = members_of(__package__, "SCHEME")
     return tuple(sorted(found, key=lambda scheme: scheme.name))
 
 

@@ -2,21 +2,18 @@
 
 from __future__ import annotations
 
-import importlib
-import pkgutil
 from functools import cache
 from typing import Any
 
+from ..doors import members_of
 from ..errors import MissingShardError
-from . import __path__ as _folder
 from .base import Opens, Options, Place
 
 
 @cache
 def members() -> tuple[Opens, ...]:
     """Every `STORE` that a file of this folder defines, in the order of their ranks."""
-    found = [importlib.import_module(f".{item.name}", __package__) for item in pkgutil.iter_modules(_folder)]
-    stores: list[Opens] = [module.STORE for module in found if hasattr(module, "STORE")]
+    stores: list[Opens] = members_of(__package__, "STORE")
     return tuple(sorted(stores, key=lambda store: store.rank))
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 from functools import cache
 from typing import Any
@@ -10,6 +11,7 @@ from ...graph.boxes import Dims
 from .base import Kernel, Strided
 
 SWITCH = "LAZYSD_KERNEL"  # "off": do without, for instance to find out whether it is at fault
+MODULE = "lazysd.move._strided"
 VERSION = 1  # of the C code's interface; a file that an older checkout has left behind is not used
 TILE_EDGE = 64  # elements along each side of a tile, at most 64
 
@@ -21,21 +23,22 @@ class Compiled(Kernel):
     rank = 10
 
     def is_available(self) -> bool:
-        return _module() is not None
+        return built(MODULE, VERSION) is not None
 
     def copy(self, dims: Dims, itemsize: int, target: Strided, source: Strided) -> None:
-        _module().copy(dims, itemsize, *target, *source, TILE_EDGE)
+        built(MODULE, VERSION).copy(dims, itemsize, *target, *source, TILE_EDGE)
 
 
 @cache
-def _module() -> Any:
+def built(name: str, version: int) -> Any:
+    """A compiled module; None where it was not built, has another interface, or nobody wants any."""
     if os.environ.get(SWITCH, "on").lower() == "off":
         return None
     try:
-        from .. import _strided  # type: ignore[attr-defined]
+        module = importlib.import_module(name)
     except ImportError:
         return None
-    return _strided if _strided.VERSION == VERSION else None
+    return module if version == module.VERSION else None
 
 
 KERNEL = Compiled()

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import importlib
-import pkgutil
 import threading
 from functools import cache
 from typing import TYPE_CHECKING, Any
+
+from ...doors import members_of
 
 if TYPE_CHECKING:
     from .base import Lane
@@ -17,8 +17,7 @@ _local = threading.local()
 @cache
 def members() -> dict[str, type[Lane]]:
     """Every `LANE` that a file of this room defines, by each type of device that it serves."""
-    found = [importlib.import_module(f".{item.name}", __name__) for item in pkgutil.iter_modules(__path__)]
-    lanes: list[type[Lane]] = [module.LANE for module in found if hasattr(module, "LANE")]
+    lanes: list[type[Lane]] = members_of(__name__, "LANE")
     return {name: lane for lane in lanes for name in lane.device_types}
 
 

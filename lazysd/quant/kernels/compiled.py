@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from dataclasses import replace
 from functools import cache
@@ -14,7 +13,7 @@ import numpy as np
 from ... import dtypes
 from ...move import transpose
 from ...move.kernels.base import Strided
-from ...move.kernels.compiled import SWITCH
+from ...move.kernels.compiled import built
 from ...move.lanes.base import flat
 from ..codes import byte_values, exponents
 from ..scratch import buffer
@@ -23,6 +22,7 @@ from .base import Kernel, Request
 if TYPE_CHECKING:
     import torch
 
+MODULE = "lazysd.quant._decode"
 VERSION = 1  # of the C code's interface; a file that an older checkout has left behind is not used
 EDGE = 512  # rows that are decoded at a time into memory whose columns are far apart
 CHUNK = 1 << 17  # and their values
@@ -141,15 +141,9 @@ def is_there() -> bool:
     return module() is not None
 
 
-@cache
 def module() -> Any:
-    if os.environ.get(SWITCH, "on").lower() == "off":
-        return None
-    try:
-        from .. import _decode  # type: ignore[attr-defined]
-    except ImportError:
-        return None
-    return _decode if _decode.VERSION == VERSION else None
+    """The C code, or None."""
+    return built(MODULE, VERSION)
 
 
 KERNEL = Compiled()

@@ -1,0 +1,20 @@
+"""Doors: rooms whose members are the files that stand in them, found by what they define."""
+
+from __future__ import annotations
+
+import importlib
+import pkgutil
+from collections.abc import Iterator
+from types import ModuleType
+from typing import Any
+
+
+def modules_of(room: str) -> Iterator[ModuleType]:
+    """Every file and folder of a package, imported, in the order of their names."""
+    for found in sorted(pkgutil.iter_modules(importlib.import_module(room).__path__), key=lambda found: found.name):
+        yield importlib.import_module(f"{room}.{found.name}")
+
+
+def members_of(room: str, name: str) -> list[Any]:
+    """What the files and folders of a package define under `name`."""
+    return [getattr(module, name) for module in modules_of(room) if hasattr(module, name)]
