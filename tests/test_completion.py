@@ -51,13 +51,17 @@ def test_other_shells(shell: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert "hf-fused" in capsys.readouterr().out
 
 
-def test_fish_completes() -> None:
+def script_for(shell: str) -> bytes:
+    """What `lazysd completion` prints for a shell that is installed here."""
     pytest.importorskip("shtab")
-    if shutil.which("fish") is None:
-        pytest.skip("no fish")
-    script = subprocess.run(
-        [sys.executable, "-m", "lazysd", "completion", "fish"], capture_output=True, check=True
-    ).stdout
+    if shutil.which(shell) is None:
+        pytest.skip(f"no {shell}")
+    command = [sys.executable, "-m", "lazysd", "completion", shell]
+    return subprocess.run(command, capture_output=True, check=True).stdout
+
+
+def test_fish_completes() -> None:
+    script = script_for("fish")
     for line, expected in (
         ("lazysd conv", "convert"),
         ("lazysd convert a b --to ne", "nemo"),
@@ -70,12 +74,7 @@ def test_fish_completes() -> None:
 
 
 def test_zsh_takes_it_for_its_own() -> None:
-    pytest.importorskip("shtab")
-    if shutil.which("zsh") is None:
-        pytest.skip("no zsh")
-    script = subprocess.run(
-        [sys.executable, "-m", "lazysd", "completion", "zsh"], capture_output=True, check=True
-    ).stdout
+    script = script_for("zsh")
     assert script.startswith(b"#compdef lazysd\n")
     assert subprocess.run(["zsh", "-f", "-n"], input=script, capture_output=True, check=True).stderr == b""
 

@@ -6,24 +6,12 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from test_layout_tables import TEN_LINES
 
 import lazysd
 from lazysd.errors import LayoutError
 from lazysd.layouts import Dialect, Experts, Family, Layout, Rule, Speech, registry
 from lazysd.testing.conformance.layouts import DialectSuite, FamilySuite
-
-MINE = """
-[[family]]
-name = "my_moe"
-model_types = ["my_moe"]
-[family.experts]
-at = "{prefix}layers.{layer}.ffn.experts."
-gate = "w1"
-up = "w3"
-down = "w2"
-[family.speaks]
-nemo = true
-"""
 
 
 @pytest.fixture(autouse=True)
@@ -59,7 +47,7 @@ class TestTenLines(FamilySuite):
 
     @pytest.fixture(autouse=True)
     def loaded(self, own_tables: None, tmp_path: Path) -> None:
-        (tmp_path / "mine.toml").write_text(MINE)
+        (tmp_path / "mine.toml").write_text(TEN_LINES)
         lazysd.layouts.load(tmp_path / "mine.toml")
 
 

@@ -93,15 +93,21 @@ def test_a_head_of_an_unknown_name_is_refused(tmp_path: Path) -> None:
         merge(*opened(tmp_path, base, TIED, lora, SAID))
 
 
-@pytest.mark.filterwarnings("ignore:Model has `tie_word_embeddings=True` and a tied layer:UserWarning")
-def test_a_trained_embedding_in_a_tied_model_as_peft_merges_it(tmp_path: Path) -> None:
+def tied_model(folder: Path) -> Qwen3ForCausalLM:
+    """A small model whose head is its embedding, saved."""
     config = Qwen3Config(
         vocab_size=16, hidden_size=8, intermediate_size=12, num_hidden_layers=1, num_attention_heads=2,
         num_key_value_heads=1, head_dim=4, tie_word_embeddings=True,
     )  # fmt: skip
     torch.manual_seed(0)
     model = Qwen3ForCausalLM(config).eval()
-    model.save_pretrained(tmp_path / "base")
+    model.save_pretrained(folder)
+    return model
+
+
+@pytest.mark.filterwarnings("ignore:Model has `tie_word_embeddings=True` and a tied layer:UserWarning")
+def test_a_trained_embedding_in_a_tied_model_as_peft_merges_it(tmp_path: Path) -> None:
+    model = tied_model(tmp_path / "base")
     lora = peft.LoraConfig(r=2, lora_alpha=4, target_modules=["q_proj"], modules_to_save=["embed_tokens"])
     wrapped = peft.get_peft_model(model, lora)
     for name, parameter in wrapped.named_parameters():
@@ -130,13 +136,7 @@ TIED_TARGETS: dict[str, dict[str, Any]] = {
 @pytest.mark.parametrize("which", TIED_TARGETS)
 def test_lora_on_tied_embeddings_gives_what_the_adapter_gives(tmp_path: Path, which: str) -> None:
     """PEFT's own merge adds to the one weight that embedding and head share, and so gives other logits: see below."""
-    config = Qwen3Config(
-        vocab_size=16, hidden_size=8, intermediate_size=12, num_hidden_layers=1, num_attention_heads=2,
-        num_key_value_heads=1, head_dim=4, tie_word_embeddings=True,
-    )  # fmt: skip
-    torch.manual_seed(0)
-    model = Qwen3ForCausalLM(config).eval()
-    model.save_pretrained(tmp_path / "base")
+    model = tied_model(tmp_path / "base")
     wrapped = peft.get_peft_model(model, peft.LoraConfig(r=2, lora_alpha=4, **TIED_TARGETS[which])).eval()
     for name, parameter in wrapped.named_parameters():
         if "lora_" in name:
