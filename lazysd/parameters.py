@@ -10,13 +10,13 @@ from typing import Any, NamedTuple
 
 from .errors import LazysdError
 from .graph.node import Node
+from .layouts.sizes import NUM_EXPERTS
 from .quant import registry
 from .quant.base import method_of
 from .stores.strict_json import show
 
 _EXPERT = re.compile(r"(?:^|\.)(?:experts|local_experts)(?:\.|$)")
 _PER_TOKEN = ("num_experts_per_tok", "num_experts_per_token", "moe_top_k", "moe_k", "top_k_experts", "moe_topk")
-_IN_ALL = ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts", "num_routed_experts")
 
 
 class Parameters(NamedTuple):
@@ -66,7 +66,7 @@ def _counts(
 
 
 def _active(counts: Mapping[str, int], config: Mapping[str, Any] | None) -> int | None:
-    used, held = (next(_stated(config or {}, names), None) for names in (_PER_TOKEN, _IN_ALL))
+    used, held = (next(_stated(config or {}, names), None) for names in (_PER_TOKEN, NUM_EXPERTS))
     if not used or not held or used > held:
         return None
     experts = sum(count for key, count in counts.items() if _EXPERT.search(key))
