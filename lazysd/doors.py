@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import importlib
 import pkgutil
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from types import ModuleType
 from typing import Any
 
 
-def modules_of(room: str) -> Iterator[ModuleType]:
-    """Every file and folder of a package, imported, in the order of their names."""
-    for found in sorted(pkgutil.iter_modules(importlib.import_module(room).__path__), key=lambda found: found.name):
+def modules_of(room: str, path: Iterable[str] | None = None) -> Iterator[ModuleType]:
+    """Every file and folder of a package, whose files are at `path`, imported, in the order of their names."""
+    path = importlib.import_module(room).__path__ if path is None else path
+    for found in sorted(pkgutil.iter_modules(path), key=lambda found: found.name):
         yield importlib.import_module(f"{room}.{found.name}")
 
 

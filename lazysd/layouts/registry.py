@@ -5,12 +5,11 @@ A layout of a family in a dialect is derived when it is first asked for, so a hu
 
 from __future__ import annotations
 
-import importlib
-import pkgutil
 from collections.abc import Mapping
 from typing import Any
 
 from ..arguments import checked
+from ..doors import modules_of
 from ..errors import LayoutError
 from ..nearest import did_you_mean
 from .derive import derive
@@ -31,8 +30,7 @@ GROUP = "lazysd.layouts"  # entry points of installed packages that add families
 
 def _scan() -> None:
     for package in list(FOLDERS):
-        for found in sorted(pkgutil.iter_modules(FOLDERS.pop(package)), key=lambda found: found.name):
-            module = importlib.import_module(f"{package}.{found.name}")
+        for module in modules_of(package, FOLDERS.pop(package)):
             for family in (*getattr(module, "FAMILIES", ()), *filter(None, (getattr(module, "FAMILY", None),))):
                 _add(_FAMILIES, family)
             if (dialect := getattr(module, "DIALECT", None)) is not None:
