@@ -134,7 +134,7 @@ def check_folder(
             is_whole, wrong = _judged(name, parts, sums[name], manifest.files[name], batch[name], told)
             (doubts if contents is not None and is_whole else result.faults).extend(wrong)
     result.faults += [] if result.faults else doubts
-    result.strangers = sorted(_files_of(folder) - manifest.files.keys() - {MANIFEST})
+    result.strangers = sorted({*files_below(folder)} - manifest.files.keys() - {MANIFEST})
     return result
 
 
@@ -203,13 +203,19 @@ def _advance(report: Callable[[int, int], None] | None, total: int) -> Callable[
     return advance
 
 
-def _files_of(folder: Path) -> set[str]:
-    """Every file below a folder, by its path from there. Links are not followed, and are files, to folders too."""
-    return {
-        os.path.relpath(os.path.join(root, name), folder)
-        for root, folders, names in os.walk(folder)
-        for name in (*names, *(name for name in folders if os.path.islink(os.path.join(root, name))))
-    }
+def files_below(folder: Path) -> Iterator[str]:
+    """Every file below a folder, by its path from there, in order. Links are not followed, and are files, to folders
+    too; what cannot be listed holds none."""
+    todo = [""]
+    while todo:
+        inside = todo.pop()
+        try:
+            with os.scandir(folder / inside) as found:
+                entries = sorted((entry.name, entry.is_dir(follow_symlinks=False)) for entry in found)
+        except OSError:
+            continue
+        yield from (inside + name for name, is_folder in entries if not is_folder)
+        todo += [f"{inside}{name}/" for name, is_folder in reversed(entries) if is_folder]
 
 
 def _is_there(folder: Path, name: str, record: Record, result: FolderCheck) -> bool:

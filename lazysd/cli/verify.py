@@ -2,7 +2,7 @@
 
 Where DST has other floating-point types than SRC, it is compared with SRC cast to them, and the result says so.
 Without --against, every file beside DST's manifest is read, and each damaged tensor, header and file is named; of a
-model in the hub cache, every file is compared with its etag, which is a checksum.
+model in the hub cache, or below `hf download --local-dir`, every file is compared with its etag, a checksum.
 
 Examples:
   lazysd verify Qwen3-30B-A3B-nemo
@@ -81,7 +81,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def alone(args: argparse.Namespace) -> int:
-    """DST against its own manifest; a snapshot of the hub cache against the etags of its files."""
+    """DST against its own manifest; what came from the hub against the etags of its files."""
     from ..checking import check_folder
     from ..etags import check_snapshot, snapshot_of
     from ..save.progress import reporter
@@ -92,7 +92,7 @@ def alone(args: argparse.Namespace) -> int:
         if snapshot_of(args.dst) is None:
             found = check_folder(args.dst, args.workers, report, args.max_memory)
         else:
-            found = check_snapshot(args.dst, args.workers, report)
+            found = check_snapshot(args.dst, args.workers, report, args.max_memory)
     emit(args, str(found), found.as_dict())
     return 0 if found.sound else CHECK_FAILED
 
