@@ -10,6 +10,7 @@ import os
 import random
 import shutil
 import zlib
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -40,25 +41,47 @@ def small() -> lazysd.Checkpoint:
     return lazysd.open({"model.safetensors": save(random_hf()), "config.json": b'{"model_type": "qwen3_moe"}'})
 
 
+def mutate_lines(lines: list[bytes], draw: random.Random, change: Callable[[bytes, random.Random], bytes]) -> bool:
+    """A line gone, there twice, with other bytes, or changed by `change`: whether it was that."""
+    at, what = draw.randrange(len(lines)), draw.randrange(5)
+    if what == 0:
+        del lines[at]
+    elif what == 1:
+        lines.insert(draw.randrange(len(lines)), lines[at])
+    elif what == 2:
+        lines[at] = mutated_bytes(lines[at], draw)
+    else:
+        lines[at] = change(lines[at], draw)
+    return what > 2
+
+
+def mutated_entry(line: bytes, draw: random.Random) -> bytes:
+    """A line of a manifest that says other things."""
+    text = line.strip().rstrip(b",")
+    if not text.startswith(b'"'):
+        return line
+    value = mutated_value(json.loads(b"{" + text + b"}"), draw)
+    return b"  " + json.dumps(value).encode()[1:-1] + b",\n"
+
+
+def signed_anew(line: bytes, draw: random.Random) -> bytes:
+    """A line of a journal that says other things, with the checksum of what it says."""
+    text = mutated_json(line.partition(b" ")[2], draw)
+    return b"%08x %b\n" % (zlib.crc32(text), text)
+
+
+def endless(line: bytes, draw: random.Random) -> bytes:
+    """A line of a journal that says one thing over and over."""
+    return line[:9] + draw.choice((b"9", b"x")) * draw.choice((100, 100_000)) + b"\n"
+
+
 def mutated_manifest(raw: bytes, draw: random.Random) -> bytes:
     """A manifest changed; half of them say by their checksum that they are whole."""
     if draw.random() < 0.5:
         return mutated_json(raw, draw)
     head, _, tail = raw[:-TAIL_NBYTES].partition(b' "tensors": {\n')
     lines = [head.splitlines(True), tail.splitlines(True)]
-    part = draw.choice([lines[0], lines[1], lines[1]])
-    at, what = draw.randrange(len(part)), draw.randrange(5)
-    if what == 0:
-        del part[at]
-    elif what == 1:
-        part.insert(draw.randrange(len(part)), part[at])
-    elif what == 2:
-        part[at] = mutated_bytes(part[at], draw)
-    else:
-        text = part[at].strip().rstrip(b",")
-        if text.startswith(b'"'):
-            value = mutated_value(json.loads(b"{" + text + b"}"), draw)
-            part[at] = b"  " + json.dumps(value).encode()[1:-1] + b",\n"
+    mutate_lines(draw.choice([lines[0], lines[1], lines[1]]), draw, mutated_entry)
     signed = b"".join(lines[0]) + (b' "tensors": {\n' if draw.random() < 0.98 else b"") + b"".join(lines[1])
     return signed + b'\n "crc32": "%08x"\n}\n' % zlib.crc32(signed)
 
@@ -159,20 +182,13 @@ class Journal(Kind):
             files[MANIFEST] = mutated_manifest(raw, draw) if signed else mutated_bytes(raw, draw)
             return signed
         lines = files[JOURNAL].splitlines(True)
-        at, what = draw.randrange(len(lines)), draw.randrange(6)
-        if what == 0:
-            del lines[at]
-        elif what == 1:
-            lines.insert(draw.randrange(len(lines)), lines[at])
-        elif what == 2:
-            text = mutated_json(lines[at].partition(b" ")[2], draw)
-            lines[at] = b"%08x %b\n" % (zlib.crc32(text), text)
-        elif what == 3:
-            lines[at] = lines[at][:9] + draw.choice((b"9", b"x")) * draw.choice((100, 100_000)) + b"\n"
+        change = draw.choice((signed_anew, signed_anew, endless))
+        if draw.random() < 0.4:
+            lines, signed = [mutated_bytes(files[JOURNAL], draw)], False
         else:
-            lines = [mutated_bytes(b"".join(lines), draw)]
+            signed = mutate_lines(lines, draw, change) and change is signed_anew
         files[JOURNAL] = b"".join(lines)
-        return what == 2
+        return signed
 
 
 class Graph(Kind):

@@ -6,6 +6,8 @@ import json
 import os
 import re
 import shutil
+from collections.abc import Iterator
+from functools import cache
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -14,6 +16,7 @@ import torch
 from safetensors.torch import save_file
 
 import lazysd
+from lazysd.cli import main as command_line
 from lazysd.cli.main import COMMANDS, main
 from lazysd.stores.strict_json import printable
 
@@ -77,6 +80,15 @@ class Tags(HTMLParser):
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         self.tags.add(tag)
         self.attributes.update(name for name, _ in attrs)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def quick() -> Iterator[None]:
+    """A thousand commands: the parser of all is built once, and no disk is waited for."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(command_line, "build_parser", cache(command_line.build_parser))
+        patch.setattr(os, "fsync", lambda fd: None)
+        yield
 
 
 @pytest.mark.parametrize("kind", NAMES)
