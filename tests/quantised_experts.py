@@ -81,18 +81,19 @@ def compressed(**weights: Any) -> dict[str, Any]:
 
 FP8: dict[str, Any] = {"quant_method": "fp8", "activation_scheme": "dynamic"}
 GROUP16: dict[str, Any] = {"num_bits": 4, "type": "float", "strategy": "tensor_group", "group_size": 16}
-# name -> (parts of a weight (rows, columns), quantization_config, whether codes and scales may be transposed)
-SCHEMES: dict[str, tuple[Callable[..., Tensors], dict[str, Any], bool]] = {
+# name -> (parts of a weight (rows, columns), quantization_config, whether codes and scales may be transposed: None
+# where gate and up need one number for both then)
+SCHEMES: dict[str, tuple[Callable[..., Tensors], dict[str, Any], bool | None]] = {
     "fp8 square": (blocks(32, 32), {**FP8, "weight_block_size": [32, 32]}, True),
     "fp8 e8m0": (blocks(16, 16, torch.float8_e8m0fnu), {**FP8, "weight_block_size": [16, 16]}, True),
     "fp8 oblong": (blocks(16, 32), {**FP8, "weight_block_size": [16, 32]}, False),
     "fp8 static": (blocks(8, 8, also=True), {**FP8, "weight_block_size": [8, 8]}, True),
-    "fp8 a tensor": (lambda R, C: {"weight": fp8_codes(R, C), "weight_scale_inv": torch.rand(())}, FP8, False),
+    "fp8 a tensor": (lambda R, C: {"weight": fp8_codes(R, C), "weight_scale_inv": torch.rand(())}, FP8, None),
     "8-bit a row": (eight_bits(lambda R, C: (R, 1)), compressed(num_bits=8, type="float", strategy="channel"), False),
     "8-bit row": (eight_bits(lambda R, C: (R,)), compressed(num_bits=8, type="float", strategy="channel"), False),
     "int8 a row": (eight_bits(lambda R, C: (R, 1), True), compressed(num_bits=8, type="int"), False),
-    "8-bit a tensor": (eight_bits(lambda R, C: (1,)), compressed(num_bits=8, type="float", strategy="tensor"), False),
-    "8-bit modelopt": (per_tensor_modelopt, {"quant_method": "modelopt", "quant_algo": "FP8"}, False),
+    "8-bit a tensor": (eight_bits(lambda R, C: (1,)), compressed(num_bits=8, type="float", strategy="tensor"), None),
+    "8-bit modelopt": (per_tensor_modelopt, {"quant_method": "modelopt", "quant_algo": "FP8"}, None),
     "8-bit in groups": (
         eight_bits(lambda R, C: (R, C // 16)),
         compressed(num_bits=8, type="float", strategy="group", group_size=16),

@@ -13,7 +13,10 @@ from types import MappingProxyType
 from typing import Any, ClassVar, NoReturn
 
 from ..errors import LayoutError
+from ..graph.boxes import Dims
 from ..graph.node import Node
+from ..graph.ops import Take
+from ..graph.rewrite import build
 
 Parts = Mapping[str, Node]  # role ("codes", "scale", …) -> tensor
 Settings = Mapping[str, Any]  # what quantization_config says; empty where there is none
@@ -36,20 +39,26 @@ class Form:
         return {**self.required, **self.optional}
 
 
-def and_fused(form: Form) -> tuple[Form, ...]:
+def and_fused(form: Form, short: bool = True) -> tuple[Form, ...]:
     """A form whose names begin with ".weight", and what they are called below a fused group.
 
-    That is `gate_up_proj_scale` beside `gate_up_proj`, and `w13_weight_scale` and `w13_input_scale` beside
-    `w13_weight`, as vLLM has it.
-    """
+    That is `w13_weight_scale` and `w13_input_scale` beside `w13_weight`, as vLLM has it, and beside `gate_up_proj`
+    `gate_up_proj_scale`, or, where not `short`, `gate_up_proj_weight_scale` (the other is read too).
 
-    def plain(end: str) -> str:
-        return end.removeprefix(".weight") if end.startswith(".weight") else "_" + end.removeprefix(".")
+    Source: transformers 5.23, integrations/finegrained_fp8.py (`gate_up_proj_scale_inv`); headers of NVFP4 experts of
+    Llama 4, gpt-oss and Step 3.7, and TensorRT-LLM 1.0, which reads them (`gate_up_proj_weight_scale_2`).
+    """
 
     def below(end: str) -> str:
         return "_" + end.removeprefix(".")
 
-    named = (("_weight", below), ("", plain))
+    def long(end: str) -> str:
+        return "" if end == ".weight" else below(end)
+
+    def shortened(end: str) -> str:
+        return end.removeprefix(".weight") if end.startswith(".weight") else below(end)
+
+    bare = (("", shortened),) if short else (("", long), ("", shortened))
     return form, *(
         Form(
             weight,
@@ -58,7 +67,7 @@ def and_fused(form: Form) -> tuple[Form, ...]:
             form.anchor,
             fused=True,
         )
-        for weight, spelt in named
+        for weight, spelt in (("_weight", below), *bare)
     )
 
 
@@ -87,6 +96,7 @@ class Scheme(ABC):
     forms: ClassVar[tuple[Form, ...]]
     lists: ClassVar[str] = "modules_to_not_convert"  # where its quantization_config lists what stays plain
     keeps_rows: ClassVar[bool] = False  # whether rows stay rows, under other names, where a layout transposes weights
+    rows_last: ClassVar[bool] = False  # whether codes have the rows of the decoded weight, before it is turned, last
     wants: ClassVar[str]  # what the codes have to be, for errors: "FP8"
 
     @abstractmethod
@@ -172,6 +182,16 @@ def expect(parts: Parts, role: str, *codes: str) -> bool:
 def label(node: Node) -> str:
     """A tensor for people: U8[4, 16]."""
     return f"{node.code}{list(node.dims)}"
+
+
+def longer(dims: Dims) -> Dims:
+    """The sizes other than 1."""
+    return tuple(size for size in dims if size != 1)
+
+
+def repeated(node: Any, axis: int, count: int) -> Any:
+    """An axis of length 1, `count` times."""
+    return build(Take(axis, (0,) * count), (node,)) if count != 1 else node
 
 
 FLOATS = ("F16", "BF16", "F32", "F64")

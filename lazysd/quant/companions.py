@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from math import prod
 from typing import Any, NamedTuple
 
 from ..errors import LayoutError
-from ..graph.boxes import Dims
-from ..graph.rewrite import reshape
+from ..graph.boxes import Dims, full_box
+from ..graph.compute import Agree
+from ..graph.rewrite import build, reshape, slice_
 from ..tensor.lazy import LazyTensor
-from .base import Settings, Weight, label
+from .base import Weight, label, longer, repeated
 
 ADVICE = "decode the weights first: --dtype bf16, lazysd.quantization.dequantize"
 
@@ -45,15 +47,13 @@ def _stored(weight: Weight, role: str, nodes: Mapping[str, Any]) -> str:
     return "rows" if nodes[role].dims == nodes["codes"].dims[:-1] else "full"
 
 
-def as_matrix(
-    weight: Weight, role: str, stored: str, turned: bool, settings: Settings, nodes: Mapping[str, Any]
-) -> LazyTensor:
+def as_matrix(weight: Weight, role: str, stored: str, turned: bool, parts: int, nodes: Mapping[str, Any]) -> LazyTensor:
     """A part of a weight with as many axes as its codes.
 
     Args:
         weight, role, stored: as kind_of() says.
         turned: whether the codes have columns before rows.
-        settings: what quantization_config says.
+        parts: how many weights of the hub stand side by side in its rows.
         nodes: its parts by their roles, as laid() has them.
 
     Raises:
@@ -63,7 +63,7 @@ def as_matrix(
     made: LazyTensor = nodes[role]
     node = made
     if stored == "number":
-        made = _number(node, codes, turned, weight.scheme.number_dims(settings), key)
+        made = _number(node, codes, turned, parts, key)
     elif stored == "rows":
         made = reshape(node, (*node.dims, 1))
     elif stored == "shape" and codes.ndim == 2:
@@ -73,23 +73,43 @@ def as_matrix(
     return made
 
 
-def _number(node: LazyTensor, codes: LazyTensor, turned: bool, dims: Dims, key: str) -> LazyTensor:
-    if codes.ndim == 2:
-        if node.dims != dims and not (node.ndim == 1 and node.dims[0] > 1):
-            raise LayoutError(f"{key} is {label(node)}, where such a number is {list(dims)}; it would come back so")
-        return reshape(node, (1, node.numel()) if turned else (node.numel(), 1))
-    if node.ndim not in (1, 2) or node.dims[0] != codes.dims[0]:
-        raise LayoutError(f"{key} is {label(node)}, not one number for each of the {codes.dims[0]} experts")
-    parts = node.dims[1] if node.ndim == 2 else 1
-    return reshape(node, (node.dims[0], 1, parts) if turned else (node.dims[0], parts, 1))
+def _number(node: LazyTensor, codes: LazyTensor, turned: bool, parts: int, key: str) -> LazyTensor:
+    """One number for each part of each matrix: what several share is theirs, one each."""
+    lead = codes.dims[:-2]
+    num = next((n for n in (parts, 1) if longer(node.dims) == longer((*lead, n))), None)
+    if num is None and node.numel() == 1:
+        num, node = 1, repeated(reshape(node, (1,)), 0, prod(lead))  # one for all matrices
+    if num is None:
+        each = f"not one number for each of the {prod(lead)} experts" if lead else "where such a number is [] or [1]"
+        raise LayoutError(f"{key} is {label(node)}, {each}")
+    made: LazyTensor = reshape(node, (*lead, 1, num) if turned else (*lead, num, 1))
+    return made if num == parts else repeated(made, len(lead) + turned, parts)
 
 
-def as_stored(node: LazyTensor, codes: LazyTensor, stored: str, dims: Dims) -> LazyTensor:
-    """A converted part as it is stored beside converted codes. `dims` is the shape of one number by itself."""
-    if stored == "number" and codes.ndim == 2:
-        return reshape(node, dims if node.numel() == 1 else (node.numel(),))
+def as_stored(node: LazyTensor, codes: LazyTensor, stored: str, dims: Dims, joins: str | None) -> LazyTensor:
+    """A converted part as it is stored beside converted codes.
+
+    Args:
+        node, codes, stored: the part, the codes, how it is stored.
+        dims: the shape of one number by itself.
+        joins: what it is called, of a number that weights side by side have to share; equal ones are one.
+    """
     if stored == "number":
-        return reshape(node, node.dims[:1] + tuple(size for size in node.dims[1:] if size != 1))
+        axis = next((axis for axis in (-2, -1) if node.dims[axis] > 1), -1)
+        if joins is not None and node.dims[axis] > 1:
+            node = _joined(node, node.ndim + axis, joins)
+        if codes.ndim == 2:
+            return reshape(node, dims if node.numel() == 1 else (node.numel(),))
+        return reshape(node, node.dims[:1] + longer(node.dims[1:]))
     if stored == "rows" and node.dims[-1] == 1:
         return reshape(node, node.dims[:-1])
     return reshape(node, (node.numel(),)) if stored == "shape" and codes.ndim == 2 and node.dims[0] == 1 else node
+
+
+def _joined(node: LazyTensor, axis: int, name: str) -> LazyTensor:
+    """One number for several parts, once it is known that theirs are the same bits."""
+    box = full_box(node.dims)
+    cut = [slice_(node, (*box[:axis], range(k, k + 1), *box[axis + 1 :])) for k in range(node.dims[axis])]
+    hint = f"but weights side by side have one there; {ADVICE}"
+    made: LazyTensor = build(Agree(tuple(f"part {k} of {name}" for k in range(len(cut))), hint), cut)
+    return made

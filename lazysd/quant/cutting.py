@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
+from math import prod
 
 from ..errors import LayoutError
 from ..graph.boxes import Dims
@@ -58,6 +59,27 @@ def _place(group: tuple[str, ...], side: Side) -> int | None:
 def _shared(group: tuple[str, ...], other: tuple[str, ...]) -> bool:
     """Whether two folds have a named axis in common."""
     return any(axis in other and not axis.isdecimal() for axis in group)
+
+
+def parts_of(key: str, layout: Layout, other: Layout) -> tuple[int, bool]:
+    """How many weights stand side by side in the rows of one, and whether as two halves: gate over up.
+
+    Args:
+        key: of a plain weight, in `layout`.
+        other: the other layout of a conversion, whose rules tell where `key` is what the hub has.
+    """
+    rule, end = rule_of(layout, key), 1
+    if rule is None:
+        rule, end = next((rule for rule in other.rules if parse_key(rule.hf).match(key) is not None), None), 0
+    if rule is None:
+        return 1, False
+    words = {**parse_key(rule.hf).words, **parse_key(rule.to).words}
+    side = _sides(rule)[end]
+    group = side.groups[-1 if end and _turns(rule) else -2] if len(side.groups) > 1 else ()
+    apart = {len(words.get(axis, ())) for axis in side.keys}  # of q, k and v a key names one
+    counts = [len(words.get(axis, ())) or axis.count("+") + 1 for axis in group]
+    counts = [1 if "+" in axis and count in apart else count for axis, count in zip(group, counts, strict=True)]
+    return prod(counts), bool(counts) and counts[0] == prod(counts) == 2 and "+" not in group[0] and len(group) > 1
 
 
 def part_axes(layout: Layout) -> frozenset[str]:

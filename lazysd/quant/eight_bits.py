@@ -9,10 +9,10 @@ from __future__ import annotations
 from typing import ClassVar
 
 from ..graph.node import Node
-from ..graph.rewrite import build, reshape
+from ..graph.rewrite import build
 from . import compressed
-from .base import FLOATS, FP8, Form, Parts, Scheme, Settings, and_fused, expect, label, method_of
-from .scaled import Dequantize, blocks_by_shape
+from .base import FLOATS, FP8, Form, Parts, Scheme, Settings, and_fused, expect, label, longer, method_of
+from .scaled import Dequantize, blocks_by_shape, spread_out
 
 
 class EightBits(Scheme):
@@ -30,7 +30,8 @@ class EightBits(Scheme):
                 "input_scale": ".input_scale",
                 "input_zero_point": ".input_zero_point",
             },
-        )
+        ),
+        short=False,
     )
 
     def fits(self, parts: Parts, settings: Settings) -> bool:
@@ -40,7 +41,10 @@ class EightBits(Scheme):
         if role not in ("scale", "zero_point"):
             return role in (*self.numbers, "input_zero_point")
         codes, node = parts["codes"], parts[role]
-        return node.dims != codes.dims[:-1] and node.ndim < codes.ndim
+        return node.ndim < codes.ndim and longer(node.dims) != longer(codes.dims[:-1])
+
+    def turns(self, parts: Parts, settings: Settings) -> bool:
+        return all(self.is_number(role, parts) for role in ("scale", "zero_point") if role in parts)
 
     def number_dims(self, settings: Settings) -> tuple[int, ...]:
         return (1,) if method_of(settings) == compressed.METHOD else ()
@@ -53,9 +57,9 @@ class EightBits(Scheme):
         if codes.ndim < 2:
             raise ValueError(f"codes {label(codes)} are no matrix")
         block, shape = blocks_by_shape(codes.dims, scale.dims, compressed.blocks(settings))
-        inputs = [codes, reshape(scale, shape)]
+        inputs = [codes, spread_out(scale, shape)]
         if "zero_point" in parts:
-            inputs.append(reshape(parts["zero_point"], shape))
+            inputs.append(spread_out(parts["zero_point"], shape))
         return build(Dequantize(block, code), inputs)
 
 

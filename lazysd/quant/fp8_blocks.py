@@ -14,7 +14,7 @@ from ..graph.node import Node
 from ..graph.rewrite import build, reshape
 from .base import FLOATS, FP8, Form, Parts, Scheme, Settings, and_fused, expect
 from .fp8_encoding import QuantizeScale, QuantizeWeight
-from .scaled import Dequantize, blocks_by_shape
+from .scaled import Dequantize, blocks_by_shape, spread_out
 
 BLOCK = (128, 128)
 _SCALES = (*FLOATS, "F8_E8M0", "U8")
@@ -59,14 +59,14 @@ class Fp8Blocks(Scheme):
 
     def turns(self, parts: Parts, settings: Settings) -> bool:
         block = block_of(settings)
-        return block[0] == block[1] if block is not None else not self._is_one(parts)
+        return block is None or block[0] == block[1]
 
     def decode(self, parts: Parts, code: str, settings: Settings) -> Node:
         codes, scale = parts["codes"], parts["scale"]
         block = block_of(settings)
         if block is None and self._is_one(parts):
             block, shape = blocks_by_shape(codes.dims, scale.dims, [])
-            scale = reshape(scale, shape)
+            scale = spread_out(scale, shape)
         return build(Dequantize(block or BLOCK, code), (codes, scale))
 
     def _is_one(self, parts: Parts) -> bool:

@@ -37,7 +37,8 @@ class Nvfp4ModelOpt(Scheme):
             ".weight",
             {"codes": ".weight", "scale": ".weight_scale", "global_scale": ".weight_scale_2"},
             {"input_scale": ".input_scale", "pre_quant_scale": ".pre_quant_scale"},
-        )
+        ),
+        short=False,
     )
 
     def fits(self, parts: Parts, settings: Settings) -> bool:

@@ -10,6 +10,8 @@ from .. import dtypes
 from ..graph.base import Inputs
 from ..graph.boxes import Box, Dims
 from ..graph.compute import Computed
+from ..graph.rewrite import reshape
+from .base import longer, repeated
 from .blocks import blocks_of
 from .codes import byte_values, lookup
 from .decoding import decode
@@ -40,16 +42,29 @@ def blocks_by_shape(codes: Dims, scale: Dims, stated: list[tuple[int, int]]) -> 
     for block in stated:
         if scale == block_counts(codes, block):
             return block, scale
-    per = prod(scale) // max(prod(lead), 1)
-    if per in (1, 2) and not rows % per and prod(lead) * per == prod(scale):
-        flat = tuple(size for size in scale if size != 1)
-        if flat == tuple(size for size in (*lead, per) if size != 1) and (lead or per == 1):
-            return (max(rows // per, 1), max(columns, 1)), (*lead, per, 1)
+    if num := numbers(codes, scale):
+        return (max(rows // num, 1), max(columns, 1)), (*lead, num, 1)
     shown = ", ".join(f"{rows} x {columns}" for rows, columns in stated) or "none"
     raise ValueError(
         f"scales {list(scale)} are neither one for the tensor, nor one a row of codes {list(codes)}, nor one a block "
         f"that config.json states ({shown})"
     )
+
+
+def numbers(codes: Dims, scale: Dims) -> int:
+    """How many numbers each matrix of codes has: 1, or 2 for halves of its rows; 0 where scales are no such thing."""
+    lead, rows = codes[:-2], codes[-2]
+    for num in (1, 2) if lead else ():
+        if longer(scale) == longer((*lead, num)) and not rows % num:
+            return num
+    return int(prod(scale) == 1)
+
+
+def spread_out(scale: Node, dims: Dims) -> Node:
+    """Scales in the shape that blocks_by_shape() says, one for all matrices repeated."""
+    if scale.numel() == 1 and prod(dims) > 1:
+        scale = repeated(reshape(scale, (1,)), 0, prod(dims))
+    return reshape(scale, dims)
 
 
 @dataclass(frozen=True, slots=True)
