@@ -130,7 +130,7 @@ def test_names_by_pattern(src: Path, tmp_path: Path, capsys: pytest.CaptureFixtu
         for key, value in mixed().items()
     }
     assert same(loaded(tmp_path / "out.safetensors"), expected)
-    assert "2 files beside the weights are not in" in capsys.readouterr().err
+    assert "which is one file, 2 files: 'config.json'" in capsys.readouterr().err
     for old, new, message in (("nothing.*", "x.*", "no key fits"), ("h.*", "x", r"the same \* and \?")):
         with pytest.raises(LayoutError, match=message):
             rename_keys(lazysd.open(src), [(old, new)])

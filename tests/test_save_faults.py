@@ -401,25 +401,6 @@ def test_destinations_without_a_name(source: lazysd.Checkpoint, dst: str) -> Non
         source.save(dst)
 
 
-@pytest.mark.parametrize("length", [119, 121, 239, 255])
-def test_names_as_long_as_the_system_takes(source: lazysd.Checkpoint, tmp_path: Path, length: int) -> None:
-    save(source, tmp_path / ("n" * length))
-    assert lazysd.open(tmp_path / ("n" * length)).layout == "nemo"
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["n" * length, "src"]
-
-
-def test_a_file_system_that_reports_nothing_is_not_full(
-    source: lazysd.Checkpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(os, "statvfs", lambda path: os.statvfs_result((4096, 4096, 0, 0, 0, 0, 0, 0, 0, 255)))
-    save(source, tmp_path / "out")
-
-
-def test_any_number_of_workers(source: lazysd.Checkpoint, tmp_path: Path) -> None:
-    plan = source.save(tmp_path / "out", workers=10**30)
-    assert plan.workers <= 64
-
-
 @pytest.mark.parametrize(
     ("where", "error"),
     [

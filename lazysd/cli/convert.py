@@ -20,6 +20,7 @@ from typing import Any
 from .. import dtypes
 from ..checkpoint import Checkpoint
 from ..errors import LayoutError
+from ..formats.base import sentence
 from ..sizes import format_nbytes
 from ..stores.placing import SUFFIX
 from ..stores.strict_json import printable
@@ -102,8 +103,9 @@ def write(result: Checkpoint, args: argparse.Namespace, made: str) -> int:
         f"{seconds:.1f} s, {format_nbytes(plan.write_nbytes / max(seconds, 1e-9))}/s"
     )
     code = 0
-    if Path(args.dst).suffix == SUFFIX and result.facts.side_files:
-        say(args, f"{len(result.facts.side_files)} files beside the weights are not in {args.dst}, which is one file")
+    beside = {file.name for file in result.facts.side_files} | {*result.facts.json_files}
+    if beside and Path(args.dst).suffix == SUFFIX:
+        say(args, f"not in {args.dst}, which is one file, {sentence(len(beside), 'file', sorted(beside))}")
     if args.verify:
         comparison = verify.check(args.dst, result, args)
         data["verified"] = comparison.equal

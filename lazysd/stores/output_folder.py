@@ -117,8 +117,11 @@ class OutputFolder:
 
     def _check_space(self) -> None:
         kept = sum(shard.nbytes for shard in self.finished.values())
-        status = os.statvfs(self.building) if hasattr(os, "statvfs") else None
-        if status is None or not status.f_blocks:
+        try:
+            status = os.statvfs(self.building)
+        except (AttributeError, OSError):
+            return  # systems and file systems that do not tell
+        if not status.f_blocks:
             return  # nothing is known: some network and memory file systems report zero blocks
         free, needed = status.f_bavail * status.f_frsize, self.nbytes - kept
         if free < needed:
