@@ -5,7 +5,11 @@ import sysconfig
 
 from setuptools import Extension, setup
 
-KERNELS = {"lazysd.move._strided": "lazysd/move/_strided.c", "lazysd.quant._decode": "lazysd/quant/_decode.c"}
+KERNELS = {
+    "lazysd.move._strided": "lazysd/move/_strided.c",
+    "lazysd.quant._decode": "lazysd/quant/_decode.c",
+    "lazysd.counting._count": "lazysd/counting/_count.c",
+}
 is_wanted = os.environ.get("LAZYSD_BUILD_KERNEL", "on") != "off"  # off: a wheel of Python alone, for any machine
 limited = not sysconfig.get_config_var("Py_GIL_DISABLED")  # one file for all versions of Python from 3.11 on
 kernels = [

@@ -71,6 +71,8 @@ def run(folder: Path, repeats: int = 3) -> str:
     from lazysd.checking import check_folder
 
     a, b = finetunes(folder)
+    wide = folder / "wide"
+    lazysd.open(a).map(lambda t: t.to(torch.float32)).save(wide)
     seconds = alternate(
         {
             "verify": lambda: check_folder(a),
@@ -79,6 +81,9 @@ def run(folder: Path, repeats: int = 3) -> str:
             "whole diff": lambda: whole_diff(a, b),
             "stats": lambda: lazysd.open(a).stats(),
             "whole stats": lambda: whole_stats(a),
+            "read both": lambda: (read(a), read(b)),
+            "stats of float32": lambda: lazysd.open(wide).stats(),
+            "read float32": lambda: read(wide),
         },
         repeats,
     )
@@ -91,6 +96,9 @@ def run(folder: Path, repeats: int = 3) -> str:
             ("verify a folder / read its bytes", "verify", "read"),
             ("diff with magnitudes / whole tensors in float64", "diff", "whole diff"),
             ("stats with quantiles / whole tensors, no quantile", "stats", "whole stats"),
+            ("stats with quantiles / read its bytes", "stats", "read"),
+            ("diff with magnitudes / read the bytes of both", "diff", "read both"),
+            ("stats of float32 / read its bytes", "stats of float32", "read float32"),
         )
     ]
     title = f"Verify, diff, stats: two checkpoints of {nbytes / 1e6:.0f} MB in the page cache, one layer of two moved"

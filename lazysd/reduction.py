@@ -8,11 +8,10 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from math import prod
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from . import dtypes
 from .errors import MemoryBudgetError
 from .graph.boxes import Box, box_dims, full_box, tiles
 from .graph.compute import Computed
@@ -22,13 +21,9 @@ from .move import workers
 from .move.tiling import glue, tile_limit
 from .sizes import format_nbytes, parse_size
 
-if TYPE_CHECKING:
-    import torch
-
 PREFERRED_TILE_NBYTES = 8 << 20
 MOST_NBYTES = 32 << 20  # of a tile that must stay whole, to read rows of the source once
 SMALLEST_TILE_NBYTES = 64 << 10
-CHUNK = 1 << 16  # elements that are computed with at a time: their temporaries stay in a core's cache
 _GROUP_NBYTES = 200  # of memory, besides the nodes
 _FIXED_NBYTES = 12 << 20  # for each worker: the mover's blocks, temporaries of a chunk, what malloc keeps
 _COMPUTED_NBYTES = 20 << 20  # more where values are computed on the way, as in a save
@@ -43,15 +38,7 @@ class Tile(NamedTuple):
     number: int  # of the group
     box: Box
     codes: list[str]  # each tensor's dtype
-    held: list[Bytes]  # each tensor's elements
-
-    @property
-    def tensors(self) -> list[torch.Tensor]:
-        """The elements as torch tensors that share the memory; torch is imported for whoever asks for values."""
-        import torch
-
-        pairs = zip(self.held, self.codes, strict=True)
-        return [torch.from_numpy(held).view(dtypes.to_torch(code)).view(box_dims(self.box)) for held, code in pairs]
+    held: list[Bytes]  # each tensor's elements, flat
 
 
 def stream(
@@ -61,7 +48,6 @@ def stream(
     max_memory: int | str = "128MB",
     report: Callable[[int, int], None] | None = None,
     result_nbytes: int = 0,
-    by_bits: bool = False,
 ) -> None:
     """Call `visit` on tiles that cover every group once, from several threads; a group's tiles come in any order.
 
@@ -72,7 +58,6 @@ def stream(
         max_memory: bytes that the graphs, tiles, temporaries and results take at most, or "128MB".
         report: called as report(done_nbytes, total_nbytes) of the first tensors.
         result_nbytes: of memory that the caller keeps of each group.
-        by_bits: `visit` looks at no values, so that torch is not needed for it.
 
     Raises:
         MemoryBudgetError: `max_memory` is less than one worker needs.
@@ -81,7 +66,7 @@ def stream(
     held_nbytes = NODE_NBYTES * num_nodes + (_GROUP_NBYTES + result_nbytes) * len(groups)
     computes = any(_is_computed(node) for group in groups for node in group)
     crew, most = _crew(groups, num_workers, parse_size(max_memory), held_nbytes, computes)
-    if computes or not by_bits:
+    if computes:
         import torch  # noqa: F401 - before the crew begins, which has it use one thread each
     total = sum(group[0].nbytes for group in groups)
     done, lock, own = 0, threading.Lock(), threading.local()
@@ -150,13 +135,6 @@ def _filled(node: Node, box: Box, place: int, buffers: dict[int, Bytes]) -> Byte
         buffers[place] = np.empty(nbytes, np.uint8)
     fill(buffers[place], glue(dense_pieces(node, box)))
     return buffers[place][:nbytes]
-
-
-def chunks(tensor: torch.Tensor) -> Iterator[torch.Tensor]:
-    """A dense tensor's elements in order, CHUNK at a time."""
-    flat = tensor.view(-1)
-    for start in range(0, flat.numel(), CHUNK):
-        yield flat[start : start + CHUNK]
 
 
 def place_in(box: Box, flat: int) -> tuple[int, ...]:

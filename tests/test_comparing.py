@@ -16,6 +16,7 @@ from checkpoints import expert_key, write
 import lazysd
 from lazysd import reduction
 from lazysd.cli.main import main
+from lazysd.counting.kernels import compiled, plain
 from lazysd.errors import MemoryBudgetError
 
 DTYPES = [torch.float32, torch.bfloat16, torch.float16, torch.float64, torch.float8_e4m3fn, torch.int8, torch.int64]
@@ -45,11 +46,14 @@ def assert_measured(found: Any, a: torch.Tensor, b: torch.Tensor, changed: int) 
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize(("tile", "chunk", "workers"), [(8 << 20, 1 << 16, 1), (256, 7, 3), (4096, 64, 2)])
+@pytest.mark.parametrize(("tile", "chunk", "workers"), [(8 << 20, 0, 1), (256, 7, 3), (4096, 64, 2)])
 def test_against_torch(dtype: torch.dtype, tile: int, chunk: int, workers: int, monkeypatch: Any) -> None:
+    """With the compiled kernel, if there is one, and with numpy's."""
     monkeypatch.setattr(reduction, "PREFERRED_TILE_NBYTES", tile)
     monkeypatch.setattr(reduction, "MOST_NBYTES", tile)
-    monkeypatch.setattr(reduction, "CHUNK", chunk)
+    if chunk:
+        monkeypatch.setattr(compiled.Compiled, "is_available", lambda self: False)
+        monkeypatch.setattr(plain, "CHUNK", chunk)
     a, b = two(dtype)
     found = lazysd.compare({"t": a}, {"t": b}, workers=workers)
     bits = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}[a.element_size()]

@@ -25,7 +25,7 @@ FLOORS = [
     {"formats"},
     {"move"},
     {"display"},
-    {"reduction"},
+    {"reduction", "counting"},
     {"stats"},
     {"tensor"},
     {"layouts"},

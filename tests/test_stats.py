@@ -15,19 +15,31 @@ from safetensors.torch import save_file
 
 import lazysd
 from lazysd import reduction
-from lazysd import stats as stats_module
 from lazysd.cli.main import main
+from lazysd.counting.kernels import compiled, plain
 from lazysd.display.stats import text_of_all
 
-NARROW = [torch.bfloat16, torch.float16, torch.float8_e4m3fn, torch.float8_e5m2, torch.uint8, torch.int8, torch.bool]
-WIDE = [torch.float32, torch.float64, torch.int16, torch.int32, torch.int64]
+NARROW = [
+    torch.bfloat16,
+    torch.float16,
+    torch.float8_e4m3fn,
+    torch.float8_e5m2,
+    torch.uint8,
+    torch.int8,
+    torch.bool,
+    torch.float8_e4m3fnuz,
+    torch.float8_e5m2fnuz,
+    torch.int16,
+    torch.uint16,
+]
+WIDE = [torch.float32, torch.float64, torch.int32, torch.int64, torch.uint32, torch.uint64]
 
 
 def values(dtype: torch.dtype, dims: tuple[int, ...] = (41, 67)) -> torch.Tensor:
     torch.manual_seed(0)
     made = torch.randn(dims) * 30
     made[2:4] = 0
-    return made.to(dtype) if dtype != torch.uint8 else made.abs().to(dtype)
+    return made.abs().to(dtype) if str(dtype).startswith("torch.uint") else made.to(dtype)
 
 
 def assert_right(found: Any, tensor: torch.Tensor) -> None:
@@ -52,12 +64,14 @@ def assert_right(found: Any, tensor: torch.Tensor) -> None:
 
 
 @pytest.mark.parametrize("dtype", NARROW + WIDE, ids=str)
-@pytest.mark.parametrize(("tile", "chunk", "workers"), [(8 << 20, 1 << 16, 1), (256, 7, 3), (4096, 64, 2)])
+@pytest.mark.parametrize(("tile", "chunk", "workers"), [(8 << 20, 0, 1), (256, 7, 3), (4096, 64, 2), (4096, 0, 2)])
 def test_against_numpy(dtype: torch.dtype, tile: int, chunk: int, workers: int, monkeypatch: Any) -> None:
+    """With the compiled kernel, if there is one, and with numpy's."""
     monkeypatch.setattr(reduction, "PREFERRED_TILE_NBYTES", tile)
     monkeypatch.setattr(reduction, "MOST_NBYTES", tile)
-    monkeypatch.setattr(reduction, "CHUNK", chunk)
-    monkeypatch.setattr(stats_module, "_COUNTED", chunk * 2 + 1)
+    if chunk:
+        monkeypatch.setattr(compiled.Compiled, "is_available", lambda self: False)
+        monkeypatch.setattr(plain, "CHUNK", chunk)
     tensor = values(dtype)
     found = lazysd.from_torch(tensor).stats(workers=workers)
     assert found.exact is (dtype in NARROW)

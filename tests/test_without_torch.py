@@ -83,6 +83,9 @@ def test_commands_that_list_or_compare_bits_need_no_torch(golden: Path, tmp_path
         ("verify", nemo, "--against", src),
         ("inspect", one, "--json"),
         ("diff", src, src, "--no-values"),
+        ("diff", src, nemo),
+        ("stats", src),
+        ("stats", src, "model.embed_tokens.weight"),
     ):
         done = subprocess.run([sys.executable, "-c", CODE, *map(str, words)], capture_output=True, text=True)
         assert (done.returncode, done.stdout.split()[-1:]) == (0, ["False"]), (words, done.stderr)

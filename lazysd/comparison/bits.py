@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
 import numpy as np
 
-from .. import dtypes
+from ..counting.values import NUMBERS, element
 from ..graph.node import Node
 from ..peft.equality import unlike
 from ..reduction import Bytes, Tile, place_in, stream
-from .magnitude import Magnitude, Sums, measurable
+from .magnitude import Magnitude, Sums
 from .result import SAME_VALUES, Comparison, Difference
 
 if TYPE_CHECKING:
@@ -92,7 +92,7 @@ def _unfit(key: str, here: Node, there: Node | None, names: tuple[str, str]) -> 
 
 
 def _measurable(*nodes: Node) -> bool:
-    return all(dtypes.DTYPES[node.code].bits >= 8 and measurable(dtypes.to_torch(node.code)) for node in nodes)
+    return all(node.code in NUMBERS for node in nodes)
 
 
 _SEEN_NBYTES = 1500  # of memory that is known of one pair
@@ -132,7 +132,7 @@ def _read(
         sums = seen[key].sums
         if len(set(tile.codes)) > 1:
             assert sums is not None
-            sums.add(*_two(tile.tensors), None)
+            sums.add(_two(tile.codes), *_two(tile.held), None)
             return
         different = 0
         if not _same(*_two(tile.held)):
@@ -142,10 +142,10 @@ def _read(
             seen[key].num_different.append(different)
             seen[key].places.append(_shown(tile, int(unequal.argmax()), x, y))
         if sums is not None:
-            sums.add(*_two(tile.tensors), different)
+            sums.add(_two(tile.codes), *_two(tile.held), different)
 
     groups = [(ours[key], theirs[key]) for key in wanted]
-    stream(groups, visit, num_workers, max_memory, report, _SEEN_NBYTES, by_bits=not measure)
+    stream(groups, visit, num_workers, max_memory, report, _SEEN_NBYTES)
     return seen
 
 
@@ -187,8 +187,7 @@ def _is_near(measured: Magnitude, sides: tuple[Node, Node], tolerance: float) ->
 def _shown(tile: Tile, flat: int, x: Bytes, y: Bytes) -> _Place:
     """An element of a tile, with both values; with their bits where the values look the same."""
     position = place_in(tile.box, flat)
-    packed = dtypes.is_packed(tile.codes[0])  # bytes that hold several values
-    left, right = (one.reshape(-1)[flat].item() for one in ((x, y) if packed else tile.tensors))
+    left, right = (element(tile.codes[0], held, flat) for held in tile.held)
     shown = f"the first at {list(position)}: {left!r} against {right!r}"
     if left == right or left != left:
         bits = tuple(int(one[flat]) for one in (x, y))

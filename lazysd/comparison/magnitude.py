@@ -5,12 +5,11 @@ from __future__ import annotations
 import threading
 from dataclasses import dataclass
 from math import fsum, inf, sqrt
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from ..reduction import chunks
-
-if TYPE_CHECKING:
-    import torch
+from ..counting.chosen import kernel
+from ..dtypes import itemsize
+from ..reduction import Bytes
 
 
 @dataclass(frozen=True)
@@ -76,11 +75,6 @@ def joined(parts: list[Magnitude]) -> Magnitude:
     )
 
 
-def measurable(dtype: torch.dtype) -> bool:
-    """Whether elements are numbers that float64 can hold or round."""
-    return not (dtype.is_complex or "float4" in str(dtype) or "bits" in str(dtype))
-
-
 class Sums:
     """What is known of one pair of tensors so far. Tiles may be added in any order and by several threads."""
 
@@ -90,49 +84,19 @@ class Sums:
         self._max = 0.0
         self._counts = [0, 0, 0, 0, 0, 0, 0]  # elements, changed, NaN in A, in B, infinite in A, in B, unlike
 
-    def add(self, a: torch.Tensor, b: torch.Tensor, num_changed: int | None) -> None:
-        """A tile of both. `num_changed`: elements with other bits; None counts other values."""
-        import torch
-
-        counts = [a.numel(), num_changed or 0, 0, 0, 0, 0, 0]
-        parts: list[list[float]] = []
-        largest = 0.0
-        for x, y in zip(chunks(a), chunks(b), strict=True):
-            first, second = x.to(torch.float64), y.to(torch.float64)
-            if num_changed is None:
-                counts[1] += _count((first != second) & ~(first.isnan() & second.isnan()))
-            squares = [float(torch.dot(one, one)) for one in (first, second)]
-            if not all(-inf < square < inf for square in squares):
-                bad = _bad(first, second, counts)
-                first, second = (one.masked_fill(bad, 0.0) for one in (first, second))
-                squares = [float(torch.dot(one, one)) for one in (first, second)]
-            dot = float(torch.dot(first, second))
-            delta = second.sub_(first) if second is not y else second - first
-            low, high = torch.aminmax(delta)
-            largest = max(largest, -float(low), float(high))
-            parts.append([*squares, float(torch.dot(delta, delta)), dot])
+    def add(self, codes: tuple[str, str], a: Bytes, b: Bytes, num_changed: int | None) -> None:
+        """A tile of both, flat bytes. `num_changed`: elements with other bits; None counts other values."""
+        found = kernel().apart(codes, a, a if num_changed == 0 else b)
+        changed = found.num_changed if num_changed is None else num_changed
+        counts = [len(a) // itemsize(codes[0]), changed, *found.num_nan, *found.num_inf, found.num_unlike]
         with self._lock:
-            self._parts.append(tuple(fsum(column) for column in zip(*parts, strict=True)))  # type: ignore[arg-type]
-            self._max = max(self._max, largest)
+            self._parts.append(tuple(map(fsum, found.rows.T)))  # type: ignore[arg-type]
+            self._max = max(self._max, found.largest)
             self._counts = [mine + more for mine, more in zip(self._counts, counts, strict=True)]
 
     def result(self) -> Magnitude:
         """What all tiles together say."""
-        a, b, delta, dot = (fsum(column) for column in zip(*self._parts, strict=True)) if self._parts else (0.0,) * 4
+        a, b, delta, dot = map(fsum, zip(*self._parts, strict=True)) if self._parts else (0.0,) * 4
         total, changed, *odd = self._counts
         nan, infinite = (odd[0], odd[1]), (odd[2], odd[3])
         return Magnitude(total, changed, sqrt(a), sqrt(b), sqrt(delta), self._max, dot, nan, infinite, odd[4])
-
-
-def _bad(first: torch.Tensor, second: torch.Tensor, counts: list[int]) -> torch.Tensor:
-    """Where an element is not finite on either side; counted by what it is."""
-    for place, one in enumerate((first, second)):
-        counts[2 + place] += _count(one.isnan())
-        counts[4 + place] += _count(one.isinf())
-    bad = ~(first.isfinite() & second.isfinite())
-    counts[6] += _count(bad & (first != second) & ~(first.isnan() & second.isnan()))
-    return bad
-
-
-def _count(mask: torch.Tensor) -> int:
-    return int(mask.count_nonzero())

@@ -1,0 +1,1 @@
+"""Ways to count and to sum up elements, a file each."""
