@@ -11,7 +11,8 @@ PEERS := .venv-peers
 OTHERS := nemo-automodel==0.7.0 torchtitan==0.3.0 litgpt==0.5.13 torchtune==0.6.1
 # Installed by itself and first, so that what follows finds torch present and leaves its build (CPU or CUDA) as it is.
 TORCH := torch==2.13.0
-BUILT_FROM := pyproject.toml setup.py lazysd/move/_strided.c lazysd/quant/_decode.c lazysd/counting/_count.c
+BUILT_FROM := pyproject.toml setup.py lazysd/move/_turn.h lazysd/move/_strided.c lazysd/quant/_decode.c \
+  lazysd/counting/_count.c
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:

@@ -16,7 +16,8 @@ kernels = [
     Extension(
         name,
         [source],
-        extra_compile_args=["-O3", "-std=c11"],
+        depends=["lazysd/move/_turn.h"],
+        extra_compile_args=["-O3", "-std=c11", "-Wno-psabi"],  # of vectors as arguments: functions that are inlined
         py_limited_api=limited,
         optional=True,
     )

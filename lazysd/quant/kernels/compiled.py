@@ -11,22 +11,18 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ... import dtypes
-from ...move import transpose
-from ...move.kernels.base import Strided
 from ...move.kernels.compiled import built
 from ...move.lanes.base import flat
-from ..codes import byte_values, exponents
-from ..scratch import buffer
+from ..codes import byte_values, exponents, scale_values, scales_as_float
 from .base import Kernel, Request
 
 if TYPE_CHECKING:
     import torch
 
 MODULE = "lazysd.quant._decode"
-VERSION = 1  # of the C code's interface; a file that an older checkout has left behind is not used
-EDGE = 512  # rows that are decoded at a time into memory whose columns are far apart
-CHUNK = 1 << 17  # and their values
+VERSION = 2  # of the C code's interface; a file that an older checkout has left behind is not used
 _KINDS = {"BF16": 0, "F16": 1, "F32": 2}
+_BYTES = 3  # of scales: they pick from a table
 _INTEGERS = {"BF16": "uint16", "F16": "uint16", "F32": "uint32"}
 
 
@@ -37,13 +33,22 @@ class Compiled(Kernel):
     rank = 10
 
     def takes(self, target: torch.Tensor) -> bool:
-        return target.device.type == "cpu" and dtypes.from_torch(target.dtype) in _KINDS and is_there()
+        is_right = target.device.type == "cpu" and dtypes.from_torch(target.dtype) in _KINDS and is_there()
+        return is_right and _is_nested(target)
 
     def decode(self, target: torch.Tensor, wanted: Request) -> None:
         if not target.numel():
             return
         for matrix, part in _matrices(target, wanted):
             _decode(matrix, part)
+
+
+def _is_nested(target: torch.Tensor) -> bool:
+    """Whether a matrix's rows lie one behind the other, or its columns do."""
+    if target.dim() < 2:
+        return True
+    (near, size), (far, count) = sorted(zip(target.stride()[-2:], target.shape[-2:], strict=True))
+    return count <= 1 or far > near * (size - 1)
 
 
 def _matrices(target: torch.Tensor, wanted: Request) -> Iterator[tuple[torch.Tensor, Request]]:
@@ -62,56 +67,49 @@ def _matrices(target: torch.Tensor, wanted: Request) -> Iterator[tuple[torch.Ten
 
 
 def _decode(target: torch.Tensor, wanted: Request) -> None:
-    """One matrix: row by row where columns are neighbours, else through small dense ones that are then transposed."""
-    numbers = _numbers(wanted)
-    memory, (num_rows, num_columns) = flat(target).numpy(), target.shape
-    offset, strides = int(target.storage_offset()), target.stride()
+    """One matrix."""
     code = dtypes.from_torch(target.dtype)
-
-    def call(into: Any, offset: int, pitch: int, rows: tuple[int, int], columns: tuple[int, int]) -> None:
-        module().decode(
-            _KINDS[code],
-            _nans(code),
-            into,
-            offset,
-            pitch,
-            _bytes(wanted.codes),
-            wanted.per_word,
-            (wanted.rows.start, wanted.rows.step, num_rows, wanted.block[0]),
-            rows,
-            (wanted.columns.start, wanted.columns.step, num_columns, wanted.block[1]),
-            columns,
-            *numbers,
-        )
-
-    if (strides[1] == 1 or num_columns == 1) and (strides[0] >= num_columns or num_rows == 1):
-        call(memory, offset, max(strides[0], num_columns), (0, num_rows), (0, num_columns))
-        return
-    height = min(EDGE, num_rows)
-    width = min(max(1, CHUNK // height), num_columns)
-    dense = buffer("dense", height * width, target.dtype, target.device)
-    held = _bytes(dense)
-    for row, column in product(range(0, num_rows, height), range(0, num_columns, width)):
-        rows, columns = min(row + height, num_rows), min(column + width, num_columns)
-        dims = rows - row, columns - column
-        call(held, 0, dims[1], (row, rows), (column, columns))
-        into = Strided(memory, offset + row * strides[0] + column * strides[1], strides)
-        transpose.copy(dims, target.itemsize, into, Strided(held, 0, (dims[1], 1)))
+    (num_rows, num_columns), (height, width) = target.shape, wanted.block
+    module().decode(
+        _KINDS[code],
+        _nans(code),
+        flat(target).numpy(),
+        int(target.storage_offset()),
+        target.stride(),
+        _bytes(wanted.codes),
+        wanted.per_word,
+        (wanted.rows.start, wanted.rows.step, num_rows, height),
+        (wanted.columns.start, wanted.columns.step, num_columns, width),
+        *_numbers(wanted),
+    )
 
 
 def _numbers(wanted: Request) -> tuple[Any, ...]:
-    """(values, scales, table, zeros, zero) as the C code takes them."""
+    """(values, kind of scales, scales, table, by_total, total, zeros, zero) as the C code takes them."""
     values: Any = wanted.values
-    values = _floats(values) if isinstance(values, tuple) else byte_values(values, wanted.codes.device).numpy()
-    table, scales = None, None
-    if wanted.scale.element_size() == 1 and wanted.per_word > 1:
-        code = dtypes.from_torch(wanted.scale.dtype)
-        made = exponents(wanted.scale.device) if wanted.is_exponents else wanted.table(code).double()
-        table, scales = made.numpy(), _bytes(wanted.scale)
+    if isinstance(values, tuple):
+        values = _floats(values)
     else:
-        scales = wanted.factors().contiguous().numpy()
+        values = None if values == "U8" else byte_values(values, wanted.codes.device).numpy()
+    code, table = dtypes.from_torch(wanted.scale.dtype), None
+    if wanted.scale.element_size() == 1:
+        table = _doubles("exponents" if wanted.is_exponents else code)
+    scale = wanted.scale if table is not None or code in _KINDS else scales_as_float(wanted.scale)
+    by_total = 0 if wanted.total is None else 2 if wanted.divides else 1
+    total = 1.0 if wanted.total is None else float(wanted.total)
     zeros = None if wanted.zeros is None else wanted.zeros.contiguous().numpy()
-    return values, scales, table, zeros, float(wanted.zero)
+    kind = _KINDS[dtypes.from_torch(scale.dtype)] if table is None else _BYTES
+    return values, kind, _bytes(scale), table, by_total, total, zeros, float(wanted.zero)
+
+
+@cache
+def _doubles(code: str) -> np.ndarray[Any, Any]:
+    """What 256 bytes stand for, as float64."""
+    import torch
+
+    cpu = torch.device("cpu")
+    made: np.ndarray[Any, Any] = (exponents(cpu) if code == "exponents" else scale_values(code, cpu).double()).numpy()
+    return made
 
 
 @cache
