@@ -46,7 +46,7 @@ def reads(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, int]]:
     def noting(self: File, parts: Parts) -> None:
         for buffer, offset in parts:
             noted.append((offset, len(buffer)))
-            read(self, [(buffer, offset)])
+        read(self, parts)
 
     monkeypatch.setattr(File, "read", noting)
     return noted

@@ -16,6 +16,7 @@ from lazysd.move import lanes, transpose
 from lazysd.move.kernels import compiled, eager, plain
 from lazysd.move.kernels.base import Strided
 from lazysd.move.lanes import lane_for
+from lazysd.testing.conformance.gathering import GatherSuite
 from lazysd.testing.conformance.moving import KernelSuite, LaneSuite, blocks, expected
 
 
@@ -52,6 +53,11 @@ class TestCompiledInSmallTiles(KernelSuite):
     @pytest.fixture(autouse=True, params=[1, 16, 19])
     def small(self, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(compiled, "TILE_EDGE", request.param)
+
+
+@pytest.mark.skipif(not compiled.KERNEL.reads, reason="no compiled kernel, or no preadv")
+class TestCompiledReads(GatherSuite):
+    kernel = compiled.KERNEL
 
 
 @has_compiled
@@ -124,6 +130,7 @@ import numpy as np
 from lazysd.move.kernels import plain
 from lazysd.move.kernels.base import Strided
 from lazysd.move.lanes.host import HostLane
+from lazysd.testing.conformance.gathering import GatherSuite
 from lazysd.testing.conformance.moving import KernelSuite, LaneSuite
 
 class Broken(plain.Plain):

@@ -19,6 +19,7 @@ from quantised_experts import experts as quantised_experts
 import lazysd
 from lazysd.errors import LayoutError, MissingExpertsError
 from lazysd.mesh.tensors import LazyDTensor, split_experts
+from lazysd.move.lanes import host
 from lazysd.nemo.adapter import Qwen3MoeStateDictAdapter
 
 pytestmark = pytest.mark.dist
@@ -81,11 +82,16 @@ def counted_reads() -> Iterator[list[tuple[int, int]]]:
         calls.append((offset, done))
         return done
 
-    os.preadv = counting
+    def gathering(self: Any, fd: int) -> Any:
+        calls.extend((offset, len(buffer)) for buffer, offset in self)
+        return by(self, fd)
+
+    by = host._Gather.by
+    os.preadv, host._Gather.by = counting, gathering  # type: ignore[method-assign]
     try:
         yield calls
     finally:
-        os.preadv = preadv
+        os.preadv, host._Gather.by = preadv, by  # type: ignore[method-assign]
 
 
 def rank_says(value: Any) -> list[Any]:

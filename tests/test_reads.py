@@ -33,7 +33,7 @@ def noted(node: Any) -> list[tuple[str, int, int]]:
     def noting(self: File, parts: Parts) -> None:
         for buffer, offset in parts:
             calls.append((self.path, offset, len(buffer)))
-            read(self, [(buffer, offset)])
+        read(self, parts)
 
     with patch.object(File, "read", noting):
         node.materialize()

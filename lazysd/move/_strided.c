@@ -8,10 +8,16 @@
 #define Py_LIMITED_API 0x030B0000
 #define PY_SSIZE_T_CLEAN
 #include <Python.h>
+#include <errno.h>
 #include <stdlib.h>
+#if defined(__linux__) || defined(__FreeBSD__)
+#include <sys/uio.h>
+#include <unistd.h>
+#define READS
+#endif
 #include "_turn.h"
 
-enum { MAX_AXES = 64, MAX_TILE = 64, ALIASING_NBYTES = 1024, VERSION = 1 };
+enum { MAX_AXES = 64, MAX_TILE = 64, ALIASING_NBYTES = 1024, MAX_PARTS = 256, VERSION = 1 };
 
 typedef struct {
     Py_ssize_t size, to, from; /* elements; bytes from one to the next in target and source */
@@ -227,9 +233,163 @@ static PyObject *copy_strided(PyObject *module, PyObject *args)
     Py_RETURN_NONE;
 }
 
+#ifdef READS
+/* Stretches of a file, each laid out in rows with gaps between them. */
+typedef struct {
+    int fd;
+    Py_ssize_t nbytes, row, gap;
+} Layout;
+
+/* Where reading stopped, how much is missing from there, and why: 0 where the file ended. */
+typedef struct {
+    Py_ssize_t at, missing;
+    int number;
+} Failure;
+
+/* A signal has come: -1 where its handler raised. */
+static int handle_signals(PyThreadState **state)
+{
+    PyEval_RestoreThread(*state);
+    int raised = PyErr_CheckSignals();
+    *state = PyEval_SaveThread();
+    return raised;
+}
+
+/* Read one stretch; 0 when it is there, 1 on a failure, -1 where a signal's handler has raised. */
+static int read_stretch(const Layout *layout, Py_ssize_t offset, char *buffer, Failure *failure, PyThreadState **state)
+{
+    Py_ssize_t done = 0;
+    while (done < layout->nbytes) {
+        struct iovec parts[MAX_PARTS];
+        int count = 0;
+        for (Py_ssize_t at = done; at < layout->nbytes && count < MAX_PARTS;) {
+            Py_ssize_t row = at / layout->row, within = at % layout->row, size = layout->row - within;
+            if (size > layout->nbytes - at) size = layout->nbytes - at;
+            parts[count++] = (struct iovec){buffer + row * (layout->row + layout->gap) + within, size};
+            at += size;
+        }
+        Py_ssize_t got = preadv(layout->fd, parts, count, offset + done);
+        if (got > 0) {
+            done += got;
+        } else if (got == 0 || errno != EINTR) {
+            *failure = (Failure){offset + done, layout->nbytes - done, got ? errno : 0};
+            return 1;
+        } else if (handle_signals(state) < 0) {
+            return -1;
+        }
+    }
+    return 0;
+}
+
+/* Whether a stretch of any block lies where no file has bytes. */
+static int outside_files(const Layout *layout, Py_ssize_t at, Py_ssize_t reach)
+{
+    Py_ssize_t last, end;
+    if (__builtin_add_overflow(at, reach, &last) || __builtin_add_overflow(last, layout->nbytes, &end)) return 1;
+    return at < 0 || last < 0 || __builtin_add_overflow(at, layout->nbytes, &end);
+}
+
+/* Why stretches cannot be laid out in a buffer; NULL where they can, each `stored` bytes after the one before. */
+static const char *refused_layout(const Layout *layout, const Py_ssize_t *starts, Py_ssize_t num_starts,
+                                  Py_ssize_t offset, Py_ssize_t num_blocks, Py_ssize_t pitch, Py_ssize_t nbytes,
+                                  Py_ssize_t *stored)
+{
+    Py_ssize_t total, reach, at;
+    if (num_blocks < 1 || layout->nbytes < 1 || layout->row < 1 || layout->gap < 0)
+        return "there is nothing to read, or rows have no length";
+    Py_ssize_t rows = (layout->nbytes - 1) / layout->row + 1;
+    if (__builtin_mul_overflow(rows, layout->gap, stored) || __builtin_add_overflow(*stored, layout->nbytes, stored) ||
+        __builtin_mul_overflow(*stored, num_starts, &total) || total > nbytes)
+        return "the buffer is too small";
+    if (__builtin_mul_overflow(num_blocks - 1, pitch, &reach)) return "a block lies where no file has bytes";
+    for (Py_ssize_t k = 0; k < num_starts; k++)
+        if (__builtin_add_overflow(offset, starts[k], &at) || outside_files(layout, at, reach))
+            return "a block lies where no file has bytes";
+    return NULL;
+}
+
+/* The tuple of starts as numbers; NULL on an error, which is then set. */
+static Py_ssize_t *parse_starts(PyObject *starts, Py_ssize_t *count)
+{
+    *count = PyTuple_Check(starts) ? PyTuple_Size(starts) : 0;
+    Py_ssize_t *found = *count > 0 ? PyMem_Malloc(*count * sizeof(Py_ssize_t)) : NULL;
+    if (found == NULL) {
+        PyErr_SetString(PyExc_ValueError, "there is no stretch to read, or no memory");
+        return NULL;
+    }
+    for (Py_ssize_t k = 0; k < *count; k++) found[k] = PyLong_AsSsize_t(PyTuple_GetItem(starts, k));
+    if (!PyErr_Occurred()) return found;
+    PyMem_Free(found);
+    return NULL;
+}
+
+static PyObject *gather(PyObject *module, PyObject *args)
+{
+    PyObject *starts_tuple, *buffer_memory, *dims, *from_strides, *to_memory, *to_strides;
+    Py_ssize_t offset, num_blocks, from_pitch, to_start, to_pitch, count, num_starts;
+    int itemsize, edge;
+    Layout layout;
+    Axis axes[MAX_AXES], walked[MAX_AXES];
+    if (!PyArg_ParseTuple(args, "innnOnnnOOOiOnOni", &layout.fd, &offset, &num_blocks, &from_pitch, &starts_tuple,
+                          &layout.nbytes, &layout.row, &layout.gap, &from_strides, &buffer_memory, &dims, &itemsize,
+                          &to_memory, &to_start, &to_strides, &to_pitch, &edge))
+        return NULL;
+    if ((itemsize != 1 && itemsize != 2 && itemsize != 4 && itemsize != 8) || edge < 1 || edge > MAX_TILE) {
+        PyErr_SetString(PyExc_ValueError, "elements have 1, 2, 4 or 8 bytes, tiles edges of 1 to 64 elements");
+        return NULL;
+    }
+    if (!parse_axes(dims, to_strides, from_strides, itemsize, axes, &count)) return NULL;
+    for (Py_ssize_t k = 0; k < count; k++)
+        if (axes[k].size == 0) Py_RETURN_NONE;
+    Py_ssize_t *starts = parse_starts(starts_tuple, &num_starts);
+    if (starts == NULL) return NULL;
+    Py_buffer to, from;
+    if (PyObject_GetBuffer(to_memory, &to, PyBUF_WRITABLE) < 0) {
+        PyMem_Free(starts);
+        return NULL;
+    }
+    if (PyObject_GetBuffer(buffer_memory, &from, PyBUF_WRITABLE) < 0) {
+        PyBuffer_Release(&to);
+        PyMem_Free(starts);
+        return NULL;
+    }
+    Failure failure;
+    int stopped = 0;
+    Py_ssize_t stored = 0;
+    PyThreadState *state = PyEval_SaveThread();
+    const char *refused = refused_layout(&layout, starts, num_starts, offset, num_blocks, from_pitch, from.len, &stored);
+    Py_ssize_t last = 0, start = to_start, from_start = 0;
+    if (refused == NULL && (__builtin_mul_overflow(num_blocks - 1, to_pitch, &last) ||
+                            __builtin_add_overflow(to_start, last, &last)))
+        refused = "the target reaches beyond its memory";
+    if (refused == NULL) refused = refusal(axes, (int)count, itemsize, &to, &last, &from, &from_start);
+    if (refused == NULL) refused = refusal(axes, (int)count, itemsize, &to, &start, &from, &from_start);
+    for (Py_ssize_t block = 0; refused == NULL && !stopped && block < num_blocks; block++) {
+        for (Py_ssize_t k = 0; k < num_starts && !stopped; k++)
+            stopped = read_stretch(&layout, offset + starts[k] + block * from_pitch, (char *)from.buf + k * stored,
+                                   &failure, &state);
+        if (stopped) break;
+        memcpy(walked, axes, count * sizeof(Axis));
+        copy((char *)to.buf + start + block * to_pitch * itemsize, from.buf, walked, (int)count, itemsize, edge);
+    }
+    PyEval_RestoreThread(state);
+    PyBuffer_Release(&from);
+    PyBuffer_Release(&to);
+    PyMem_Free(starts);
+    if (refused != NULL) PyErr_SetString(PyExc_ValueError, refused);
+    if (refused != NULL || stopped < 0) return NULL;
+    if (stopped) return Py_BuildValue("nni", failure.at, failure.missing, failure.number);
+    Py_RETURN_NONE;
+}
+#endif
+
 static PyMethodDef METHODS[] = {
     {"copy", copy_strided, METH_VARARGS,
      "copy(dims, itemsize, target, offset, strides, source, offset, strides, edge): see move.transpose.copy"},
+#ifdef READS
+    {"gather", gather, METH_VARARGS,
+     "gather(fd, *reading, buffer, dims, itemsize, target, offset, strides, pitch, edge): see Kernel.gather"},
+#endif
     {NULL, NULL, 0, NULL},
 };
 

@@ -15,6 +15,7 @@ READ_NBYTES = 256  # of Python objects while a read is asked for: a hull of few 
 MIN_RUN_SHARE = 16  # of the gap worth reading along: a run this many times shorter is not worth a read of its own
 # What a host copy holds at a time: a block and its transposed copy stay in a core's second-level cache together.
 HOST_BLOCK_NBYTES = 1 << 20
+TILE_ROWS = 64  # rows of a block that kernels place at a time; a few left over would write parts of cache lines
 
 
 class Run(NamedTuple):
@@ -28,6 +29,11 @@ class Run(NamedTuple):
     @property
     def num_hulls(self) -> int:
         return prod(count for count, _ in self.loops)
+
+    def nbytes(self, itemsize: int) -> int:
+        """Memory that reading it takes: hulls, or what Python holds of many short ones."""
+        hull_nbytes = self.hull * itemsize
+        return self.num_hulls * (hull_nbytes if self.num_hulls == 1 else max(hull_nbytes, READ_NBYTES))
 
     def starts(self) -> Iterator[int]:
         """Offset of each hull in the tensor, in elements, in the order of `strides`."""
@@ -71,32 +77,66 @@ class Block(NamedTuple):
     run: Run
 
 
-def blocks(
-    box: Box,
-    dims: Dims,
-    itemsize: int,
-    strides: Dims,
-    limit_nbytes: int,
-    exact: bool = False,
-    cost: Cost = COST,
-) -> Iterator[Block]:
+class Series(NamedTuple):
+    """Blocks that differ in their places alone."""
+
+    block: Block  # the first of them
+    num_blocks: int
+    source_pitch: int  # from one to the next, in elements of the tensor
+    target_pitch: int  # in elements of the destination
+    axis: int  # along which they follow each other
+
+    def each(self) -> Iterator[Block]:
+        """The blocks one by one."""
+        box, offset, run = self.block
+        yield self.block
+        for k in range(1, self.num_blocks):
+            axis = box[self.axis]
+            shift = k * len(axis) * axis.step
+            moved = range(axis.start + shift, axis.stop + shift, axis.step)
+            first = run.first + k * self.source_pitch
+            part = (*box[: self.axis], moved, *box[self.axis + 1 :])
+            yield Block(part, offset + k * self.target_pitch, run._replace(first=first))
+
+
+def series(
+    box: Box, dims: Dims, itemsize: int, strides: Dims, limit_nbytes: int, exact: bool = False, cost: Cost = COST
+) -> Iterator[Series]:
     """Cut a box along its outermost axes until each part's hulls fit `limit_nbytes` (or it is one element)."""
+    pitches = row_major(dims)
     stack = [(box, 0)]
     while stack:
         part, offset = stack.pop()
         run = run_of(part, dims, itemsize, exact, cost)
-        nbytes = run.num_hulls * (run.hull * itemsize if run.num_hulls == 1 else max(run.hull * itemsize, READ_NBYTES))
+        nbytes = run.nbytes(itemsize)
         axis = next((k for k, indices in enumerate(part) if len(indices) > 1), None)
         if nbytes <= limit_nbytes or axis is None:
-            yield Block(part, offset, run)
+            yield Series(Block(part, offset, run), 1, 0, 0, 0)
             continue
         size = len(part[axis])
         step = max(1, min(size - 1, size * limit_nbytes // nbytes))
-        cuts = range(0, size, step)
-        stack.extend(
-            ((*part[:axis], part[axis][at : at + step], *part[axis + 1 :]), offset + at * strides[axis])
-            for at in reversed(cuts)
-        )
+        step -= step % TILE_ROWS if step > TILE_ROWS else 0
+        first = _between(part, axis, 0, step)
+        run = run_of(first, dims, itemsize, exact, cost)
+        count = size // step if run.nbytes(itemsize) <= limit_nbytes else 0
+        if count:
+            pitch = step * part[axis].step * pitches[axis]
+            yield Series(Block(first, offset, run), count, pitch, step * strides[axis], axis)
+        starts = range(count * step, size, step)
+        stack.extend((_between(part, axis, at, at + step), offset + at * strides[axis]) for at in reversed(starts))
+
+
+def _between(box: Box, axis: int, start: int, stop: int) -> Box:
+    """The part of a box from one index to another of an axis."""
+    return (*box[:axis], box[axis][start:stop], *box[axis + 1 :])
+
+
+def blocks(
+    box: Box, dims: Dims, itemsize: int, strides: Dims, limit_nbytes: int, exact: bool = False, cost: Cost = COST
+) -> Iterator[Block]:
+    """The blocks of `series`, one by one."""
+    for some in series(box, dims, itemsize, strides, limit_nbytes, exact, cost):
+        yield from some.each()
 
 
 def byte_ranges(

@@ -18,7 +18,7 @@ from ..graph.compute import Computed
 from ..graph.leaves import FileRange, Full, InMemory
 from ..graph.node import Node
 from ..graph.walk import pieces
-from .blocks import blocks, run_of
+from .blocks import Block, run_of, series
 from .lanes import lane_for
 from .lanes.base import Lane, Region, bytes_of
 from .tiling import compute_tiles
@@ -135,15 +135,24 @@ def _from_file(memory: Any, piece: Piece, op: FileRange, lane: Lane, exact: bool
             if direct is not None:
                 op.file.read([(direct, op.offset + run.first * itemsize)])
                 return
-    for block in blocks(box, node.dims, itemsize, piece.strides, lane.block_nbytes, exact, op.file.cost):
-        run, hull_nbytes = block.run, block.run.hull * itemsize
-        buffer = lane.buffer(hull_nbytes * run.num_hulls)
-        held = bytes_of(buffer)
-        places = enumerate(run.starts())
-        lane.read(
-            op.file,
-            [(held[n * hull_nbytes : (n + 1) * hull_nbytes], op.offset + start * itemsize) for n, start in places],
-        )
-        region = Region(node.code, box_dims(block.box), piece.offset + block.offset, piece.strides)
-        lane.move(memory, region, buffer, run.strides)
-        lane.release(buffer)
+    for some in series(box, node.dims, itemsize, piece.strides, lane.block_nbytes, exact, op.file.cost):
+        region = Region(node.code, box_dims(some.block.box), piece.offset + some.block.offset, piece.strides)
+        if not lane.gather(memory, region, op.file, op.offset, some):
+            for block in some.each():
+                _block(memory, piece, op, lane, block)
+
+
+def _block(memory: Any, piece: Piece, op: FileRange, lane: Lane, block: Block) -> None:
+    """Read a block and put it in its place."""
+    run, itemsize = block.run, piece.node.itemsize
+    hull_nbytes = run.hull * itemsize
+    buffer = lane.buffer(hull_nbytes * run.num_hulls)
+    held = bytes_of(buffer)
+    places = enumerate(run.starts())
+    lane.read(
+        op.file,
+        [(held[n * hull_nbytes : (n + 1) * hull_nbytes], op.offset + start * itemsize) for n, start in places],
+    )
+    region = Region(piece.node.code, box_dims(block.box), piece.offset + block.offset, piece.strides)
+    lane.move(memory, region, buffer, run.strides)
+    lane.release(buffer)

@@ -8,10 +8,25 @@ from __future__ import annotations
 
 import os
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, ClassVar, NamedTuple, Protocol
 
-Parts = Sequence[tuple[memoryview, int]]  # (flat writable bytes, offset in the file)
+Part = tuple[memoryview, int]  # (flat writable bytes, offset in the file)
+
+
+class Gather(ABC):
+    """Reads that a kernel asks the system for by itself, and whose bytes it puts in their places, read by read."""
+
+    @abstractmethod
+    def __iter__(self) -> Iterator[Part]:
+        """What is read, for whoever counts: the buffer is the same one again and again."""
+
+    @abstractmethod
+    def by(self, fd: int) -> tuple[int, int, int] | None:
+        """Do it all. Where it failed: (offset, bytes missing from there, errno, 0 where the file ended)."""
+
+
+Parts = Sequence[Part] | Gather  # the latter for files with a descriptor
 
 
 class Cost(NamedTuple):
@@ -31,6 +46,7 @@ class File(ABC):
     name: str  # in its store, "/" between folders
     path: str  # as messages and `LazyTensor.reads()` name it
     cost: Cost
+    has_descriptor: ClassVar[bool] = False  # `read` takes a Gather
 
     @property
     @abstractmethod

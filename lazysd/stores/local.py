@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import threading
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from ..errors import ClosedCheckpointError, MissingShardError, ReadError, SourceChangedError
-from .base import Cost, File, Parts
+from .base import Cost, File, Gather, Parts
 from .handles import Handle, Handles
 from .maps import map_private
 from .regular import check_regular, open_regular
@@ -37,6 +38,7 @@ class LocalFile(File):
     """A file that tensors are read from. Its handle may be closed in between, and opened again at the next read."""
 
     cost = COST
+    has_descriptor = True
 
     def __init__(self, path: str, identity: Identity | None = None, io: str = "mmap", name: str | None = None):
         self.path = path
@@ -89,19 +91,28 @@ class LocalFile(File):
         self._read_by(self._open(), parts)
 
     def _read_by(self, handle: Handle, parts: Parts) -> None:
+        if isinstance(parts, Gather):
+            if failed := parts.by(handle.fd):
+                raise self._failed(*failed)
+            return
         for buffer, offset in parts:
             done = 0
             while done < len(buffer):
                 try:
                     count = read_at(handle.fd, buffer[done : done + READ_LIMIT], offset + done)
                 except OSError as error:
-                    raise ReadError(f"{self.path}: reading at {offset + done} failed: {error.strerror}") from error
+                    raise self._failed(offset + done, len(buffer) - done, error.errno or errno.EIO) from error
                 if not count:
-                    raise ReadError(
-                        f"{self.path} ends at byte {offset + done}, {len(buffer) - done} bytes short of what its "
-                        "header promises; it was truncated after it was opened"
-                    )
+                    raise self._failed(offset + done, len(buffer) - done, 0)
                 done += count
+
+    def _failed(self, offset: int, missing: int, number: int) -> ReadError:
+        if number:
+            return ReadError(f"{self.path}: reading at {offset} failed: {os.strerror(number)}")
+        return ReadError(
+            f"{self.path} ends at byte {offset}, {missing} bytes short of what its header promises; it was truncated "
+            "after it was opened"
+        )
 
     def _map(self, offset: int, nbytes: int) -> memoryview | None:
         if self.io != "mmap":

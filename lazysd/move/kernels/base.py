@@ -24,6 +24,25 @@ class Strided(NamedTuple):
         return np.ndarray(dims, f"u{itemsize}", self.memory, self.offset * itemsize, strides)
 
 
+class Reading(NamedTuple):
+    """Blocks of a file that are alike but for their places, and how each lies in the buffer that it is read into."""
+
+    offset: int  # of the first block in the file, in bytes
+    num_blocks: int
+    pitch: int  # from one block to the next, in bytes
+    starts: tuple[int, ...]  # of the stretches of a block, in bytes from its beginning
+    nbytes: int  # of a stretch
+    row_nbytes: int  # a stretch is laid out in rows of so many bytes,
+    gap_nbytes: int  # with so many between them: rows must not meet in one set of a cache
+    strides: Dims  # of a block's elements in the buffer
+
+    @property
+    def buffer_nbytes(self) -> int:
+        """What a buffer has to have."""
+        rows = -(-self.nbytes // self.row_nbytes)
+        return len(self.starts) * (self.nbytes + rows * self.gap_nbytes)
+
+
 class Kernel(ABC):
     """A way to copy a strided block into a strided block, bit by bit. A member of this room has a `KERNEL`."""
 
@@ -33,6 +52,26 @@ class Kernel(ABC):
     @abstractmethod
     def is_available(self) -> bool:
         """Whether it can be used here and now. Cheap: asked for every block."""
+
+    @property
+    def reads(self) -> bool:
+        """Whether it has a `gather`."""
+        return False
+
+    def gather(
+        self, fd: int, reading: Reading, buffer: Any, dims: Dims, itemsize: int, target: Strided, pitch: int
+    ) -> tuple[int, int, int] | None:
+        """Read blocks by pread into a buffer, one after the other, and copy each to its place.
+
+        Args:
+            dims: shape of a block.
+            target: where the first block goes.
+            pitch: from one block to the next in the target, in elements.
+
+        Returns:
+            As `stores.base.Gather.by`.
+        """
+        raise NotImplementedError
 
     @abstractmethod
     def copy(self, dims: Dims, itemsize: int, target: Strided, source: Strided) -> None:

@@ -5,10 +5,10 @@ from __future__ import annotations
 import importlib
 import os
 from functools import cache
-from typing import Any
+from typing import Any, cast
 
 from ...graph.boxes import Dims
-from .base import Kernel, Strided
+from .base import Kernel, Reading, Strided
 
 SWITCH = "LAZYSD_KERNEL"  # "off": do without, for instance to find out whether it is at fault
 MODULE = "lazysd.move._strided"
@@ -27,6 +27,16 @@ class Compiled(Kernel):
 
     def copy(self, dims: Dims, itemsize: int, target: Strided, source: Strided) -> None:
         built(MODULE, VERSION).copy(dims, itemsize, *target, *source, TILE_EDGE)
+
+    @property
+    def reads(self) -> bool:
+        return hasattr(built(MODULE, VERSION), "gather")  # not on every system
+
+    def gather(
+        self, fd: int, reading: Reading, buffer: Any, dims: Dims, itemsize: int, target: Strided, pitch: int
+    ) -> tuple[int, int, int] | None:
+        found = built(MODULE, VERSION).gather(fd, *reading, buffer, dims, itemsize, *target, pitch, TILE_EDGE)
+        return cast("tuple[int, int, int] | None", found)
 
 
 @cache

@@ -11,6 +11,7 @@ import numpy as np
 
 from ...graph.boxes import Dims
 from ...stores.base import File, Parts
+from ..blocks import Series
 from ..scratch import Scratch
 
 if TYPE_CHECKING:
@@ -62,6 +63,17 @@ class Lane(ABC):
     def direct(self, memory: Any, start: int, nbytes: int) -> memoryview | None:
         """Bytes of the memory that a file can be read into; None where that is not possible."""
         return None
+
+    def gather(self, memory: Any, region: Region, file: File, offset: int, some: Series) -> bool:
+        """Read blocks of a tensor that begins at an offset of a file, and put them in their places.
+
+        Args:
+            region: of the first block.
+
+        Returns:
+            False where that is not possible, and nothing has been done.
+        """
+        return False
 
     def buffer(self, nbytes: int) -> Any:
         """A host buffer to read a block into; pass it back through `release` when the block has been moved."""
