@@ -77,7 +77,7 @@ def merge(
         plain = base.like(load.plain, layout=base.layout, family=base.family)
         merged, changed = _merged(plain, adapter, None, source, config, decoded=True)
     origin = layouts.get(base.layout, base.family).bound(base.config) if base.layout else None
-    tensors, count = again.put_back(load, merged, set(again.touched(changed, origin)), requantize)
+    tensors, count = again.put_back(load, merged, again.touched(changed, origin), requantize)
     merged = merged.like(tensors)
     if count:
         merged = _saying(merged, f"LoRA merged, and {count} weights encoded again")
@@ -186,11 +186,28 @@ def _per_expert(
     sizes = {key: value for key, value in config.items() if key not in FIELDS} | _sizes_of(hub, family)
     if source is None and adapter.facts.layout is None and detect(adapter, sizes, family, adapter.adapter) is None:
         return adapter
-    if any(key.endswith((".lora_magnitude_vector", ".lora_magnitude_vector.weight")) for key in adapter):
+    has_magnitudes = any(key.endswith((".lora_magnitude_vector", ".lora_magnitude_vector.weight")) for key in adapter)
+    if has_magnitudes or _is_of_some_experts(adapter, hub):
         found = detect(adapter, sizes, family, adapter.adapter)
         if found is not None and found.name == "peft-per-expert":
             return adapter  # each expert's projection is a module already, and grouping has no place for magnitudes
     return adapter.convert("peft-per-expert", source=source, family=family, config=sizes)
+
+
+def _is_of_some_experts(adapter: Checkpoint, hub: Mapping[str, LazyTensor]) -> bool:
+    """Whether an adapter holds every module that its target_modules name, and these are not all experts."""
+    targets = (adapter.adapter or AdapterConfig()).values.get("target_modules")
+    if not isinstance(targets, (list, tuple)) or not all(isinstance(name, str) for name in targets):
+        return False
+    named, there = set(targets), {parameter_name(key).rsplit(".lora_", 1)[0] for key in adapter}
+    modules = {key.removesuffix(".weight"): None for key in hub if ".experts." in key and key.endswith(".weight")}
+    if there.isdisjoint(modules):
+        return False
+    absent = [module for module in modules if module not in there]
+    dots = ((module, [at for at, char in enumerate(module) if char == "."]) for module in absent)
+    return bool(absent) and not any(
+        module in named or any(module[at + 1 :] in named for at in places) for module, places in dots
+    )
 
 
 def _sizes_of(hub: Mapping[str, LazyTensor], family: str) -> dict[str, int]:

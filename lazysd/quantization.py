@@ -17,12 +17,12 @@ from .quant.base import Settings, method_of
 from .quant.encoding import encode
 from .quant.fp8_blocks import BLOCK, block_of, settings_for
 from .quant.fp8_encoding import QuantizeScale, QuantizeWeight
+from .quant.lists import STATED_IN
 from .tensor.wrapping import as_lazy
 
 EXPERTS_AND_ATTENTION = re.compile(
     r"(?:.*\.)?(?:mlp\.experts\.\d+\.(?:gate|up|down)_proj|self_attn\.[qkvo]_proj)\.weight"
 )
-_STATED_IN = ("hf_quant_config.json",)  # side files that say the same as quantization_config
 
 
 @checked
@@ -54,12 +54,8 @@ def dequantize(checkpoint: Checkpoint, dtype: str = "bf16") -> Checkpoint:
                 "as they are (convert without --dtype), or decode them with the tool that wrote them"
             )
         return checkpoint
-    if config is None:
-        return checkpoint.like(tensors)
-    plain = _plain_config(config, dtypes.DTYPES[code].torch_name or "bfloat16")
-    kept = [path for path in checkpoint.facts.side_files if path.name not in _STATED_IN]
-    files = {name: said for name, said in checkpoint.facts.json_files.items() if name not in _STATED_IN}
-    return checkpoint.like(tensors, config=plain, json_files={**files, "config.json": plain}, side_files=kept)
+    plain = None if config is None else _plain_config(config, dtypes.DTYPES[code].torch_name or "bfloat16")
+    return checkpoint.like(tensors, **_stating(checkpoint, plain))
 
 
 @checked
@@ -96,8 +92,15 @@ def quantize(checkpoint: Checkpoint, scheme: str, keys: Iterable[str] | None = N
     if plain:
         config[found.lists] = plain
     whole = {**(checkpoint.config or {}), "quantization_config": config}
-    files = {**checkpoint.facts.json_files, "config.json": whole}
-    return checkpoint.like(tensors, config=whole, json_files=files)
+    return checkpoint.like(tensors, **_stating(checkpoint, whole))
+
+
+def _stating(checkpoint: Checkpoint, config: dict[str, Any] | None) -> dict[str, Any]:
+    """The facts of a checkpoint that is quantised in another way than it was: no file says the old one."""
+    sides = [file for file in checkpoint.facts.side_files if file.name != STATED_IN]
+    files = {name: said for name, said in checkpoint.facts.json_files.items() if name != STATED_IN}
+    files |= {} if config is None else {"config.json": config}
+    return {"config": config, "json_files": files, "side_files": sides}
 
 
 def _plain_config(config: Mapping[str, Any], torch_name: str) -> dict[str, Any]:

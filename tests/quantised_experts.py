@@ -105,7 +105,7 @@ SCHEMES: dict[str, tuple[Callable[..., Tensors], dict[str, Any], bool | None]] =
         False,
     ),
     "mxfp4": (mxfp4, compressed(num_bits=4, type="float", strategy="group", group_size=32), False),
-    "nvfp4 modelopt": (nvfp4_modelopt, {"quant_method": "modelopt", "quant_algo": "NVFP4"}, False),
+    "nvfp4 modelopt": (nvfp4_modelopt, {"quant_method": "modelopt", "quant_algo": "NVFP4"}, True),
     "nvfp4 compressed": (nvfp4_compressed, compressed(**GROUP16), False),
     "int4": (packed(4, 32), compressed(num_bits=4, type="int", strategy="group", group_size=32), False),
     "int8 packed": (packed(8, 16), compressed(num_bits=8, type="int", strategy="group", group_size=16), False),

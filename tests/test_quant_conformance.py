@@ -237,6 +237,19 @@ class TestNvfp4ModelOpt(TestNvfp4Compressed):
         return parts["scale"].float() * parts["global_scale"]
 
 
+class TestNvfp4Transposed(TestNvfp4ModelOpt):
+    scheme = registry.get("nvfp4-transposed")
+    shapes = ((64, 32), (48, 37))
+    encodes = False
+
+    def parts(self, rows: int, columns: int, extreme: bool) -> dict[str, torch.Tensor]:
+        made = super().parts(columns, rows, extreme)
+        return {role: part.t().contiguous() if part.ndim == 2 else part for role, part in made.items()}
+
+    def values(self, parts: Tensors) -> torch.Tensor:
+        return super().values({role: part.t() if part.ndim == 2 else part for role, part in parts.items()}).t()
+
+
 class TestInt4(SchemeSuite):
     scheme = registry.get("int-packed")
     num_bits: ClassVar[int] = 4

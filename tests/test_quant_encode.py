@@ -194,3 +194,34 @@ def test_names_of_modelopt_and_compressed_tensors() -> None:
         assert torch.equal(bits(back[key].reshape(-1).materialize()), bits(tensor.reshape(-1))), key
     with pytest.raises(LayoutError, match=r"quantised already .nvfp4-modelopt., and fp8-blocks cannot take its codes"):
         quantize(source, "fp8-blocks")
+
+
+def test_no_float32_is_a_better_reciprocal_whatever_the_significand() -> None:
+    """There and back is the same number wherever any reciprocal would come back to it, and one unit off elsewhere."""
+    numbers = torch.arange(0x3F800000, 0x40000000, dtype=torch.int32).view(torch.float32)
+    there = 1.0 / numbers
+    comes_back = 1.0 / there == numbers
+    for bound in (0.0, 4.0):
+        assert not ((1.0 / torch.nextafter(there, torch.tensor(bound)) == numbers) & ~comes_back).any()
+    assert comes_back[numbers <= 2.0**0.5].all()
+    assert 0.17 < 1 - comes_back.double().mean() < 0.18
+    off = (1.0 / there).view(torch.int32) - numbers.view(torch.int32)
+    assert off.abs().max() == 1
+    for low in (12.0, 0.875):  # scales of groups: values are within one unit in the last place of float32
+        ours, theirs = (low * numbers).view(torch.int32), (low / there).view(torch.int32)
+        assert (ours - theirs).abs().max() <= 1
+
+
+@pytest.mark.parametrize(("number", "inverts"), [(0.75, True), (1.4142135, True), (1.9999999, False), (0.0, True)])
+def test_a_global_scale_is_said_to_be_rounded_where_it_is(number: float, inverts: bool, tmp_path: Path) -> None:
+    parts = {"q.weight": torch.randint(0, 256, (4, 16), dtype=torch.uint8)}
+    parts |= {"q.weight_scale": torch.ones(4, 2).to(torch.float8_e4m3fn), "q.weight_scale_2": torch.tensor(number)}
+    source = lazysd.Checkpoint({key: lazysd.from_torch(part) for key, part in parts.items()})
+    made = quantize(source, "nvfp4-compressed")
+    assert bool(made.plan().lossy) is not inverts
+    made.save(tmp_path / "there")
+    back = quantize(lazysd.open(tmp_path / "there"), "nvfp4-modelopt")["q.weight_scale_2"].materialize()
+    assert torch.equal(back.view(torch.int32), parts["q.weight_scale_2"].view(torch.int32)) is inverts
+    tiny = source.like({**source, "q.weight_scale_2": lazysd.from_torch(torch.tensor(1e-39))})
+    with pytest.raises(LayoutError, match=r"q\.weight: its global scale, 1e-39, has no reciprocal in float32"):
+        quantize(tiny, "nvfp4-compressed")

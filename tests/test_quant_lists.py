@@ -179,3 +179,64 @@ def test_transformers_reads_what_was_converted(tmp_path: Path, keys: list[str]) 
     same = all(torch.equal(tensor, fused[key]) for key, tensor in before.items())
     assert same == (len(keys) == 1)  # where it decodes as it loads, transformers 5.23 does not decode fused experts
     assert any("transformers 5.23 takes their codes for weights" in text for text in made.remarks) != same
+
+
+def modelopt_folder(path: Path, said: dict[str, Any], stated: bool = True, to: str = "qwen3_next") -> Path:
+    """Experts in NVFP4, with what ModelOpt writes beside them."""
+    tensors, config = experts("nvfp4 modelopt", E=2, model_type=to)
+    config = {**config, "num_attention_heads": 4, "num_key_value_heads": 2}
+    tensors |= {f"model.layers.0.mlp.shared_expert.{g}_proj.weight": torch.ones(32, 64) for g in ("gate", "up")}
+    path.mkdir()
+    save_file(tensors, path / "model.safetensors", metadata={"format": "pt"})
+    config["quantization_config"] |= said
+    if not stated:
+        del config["quantization_config"]
+    (path / "config.json").write_text(json.dumps(config))
+    beside = {"producer": {"name": "modelopt"}, "quantization": {"quant_algo": "NVFP4", **said}}
+    (path / "hf_quant_config.json").write_text(json.dumps(beside))
+    return path
+
+
+@pytest.mark.parametrize("stated", [True, False])
+def test_what_modelopt_says_beside_config_json(stated: bool, tmp_path: Path) -> None:
+    said = {"exclude_modules": ["model.layers.0.mlp.shared_expert.*", "lm_head"], "group_size": 16}
+    said |= {"quantized_layers": {EXPERT.format(0, e, "up"): {"quant_algo": "NVFP4"} for e in range(2)}}
+    source = modelopt_folder(tmp_path / "a", said, stated)
+    assert main(["convert", str(source), str(tmp_path / "b"), "--to", "nemo", "--verify"]) == 0
+    beside = json.loads((tmp_path / "b/hf_quant_config.json").read_text())
+    at = "model.layers.0.mlp."
+    assert beside["producer"] == {"name": "modelopt"}
+    wanted = [at + "shared_experts.gate_proj", at + "shared_experts.up_proj", "lm_head"]
+    assert beside["quantization"]["exclude_modules"] == wanted
+    assert beside["quantization"]["quantized_layers"] == {at + "experts": {"quant_algo": "NVFP4"}}
+    assert beside["quantization"]["group_size"] == 16
+    assert "quant_method" not in beside["quantization"]
+    config = json.loads((tmp_path / "b/config.json").read_text())
+    if stated:
+        assert config["quantization_config"] == {"quant_method": "modelopt", **beside["quantization"]}
+    else:
+        assert config == json.loads((source / "config.json").read_text())
+
+
+@pytest.mark.parametrize("stated", [True, False])
+def test_no_file_says_that_what_was_decoded_is_quantised(stated: bool, tmp_path: Path) -> None:
+    source = modelopt_folder(tmp_path / "a", {}, stated)
+    for name, args in {"b": ["--dtype", "bf16"], "c": ["--quantize", "nvfp4-compressed"]}.items():
+        assert main(["convert", str(source), str(tmp_path / name), *args]) == 0
+        assert not (tmp_path / name / "hf_quant_config.json").exists()
+        config = json.loads((tmp_path / name / "config.json").read_text())
+        assert config.get("quantization_config", {}).get("quant_method") == (
+            None if name == "b" else "compressed-tensors"
+        )
+    (source / "config.json").unlink()
+    assert main(["convert", str(source), str(tmp_path / "d"), "--dtype", "bf16"]) == 0
+    assert not (tmp_path / "d/hf_quant_config.json").exists()
+
+
+def test_a_module_that_is_said_to_be_quantised_in_two_ways_is_remarked(tmp_path: Path) -> None:
+    said = {"quantized_layers": {EXPERT.format(0, e, "up"): {"quant_algo": f"{e}"} for e in range(2)}}
+    made = lazysd.open(modelopt_folder(tmp_path / "a", said)).convert("vllm")
+    assert any("is made of modules that are said to be quantised in several ways" in text for text in made.remarks)
+    (tmp_path / "a/hf_quant_config.json").write_text("{")
+    with pytest.raises(lazysd.errors.LazysdError, match="hf_quant_config"):
+        lazysd.open(tmp_path / "a").convert("vllm")

@@ -82,6 +82,20 @@ def parts_of(key: str, layout: Layout, other: Layout) -> tuple[int, bool]:
     return prod(counts), bool(counts) and counts[0] == prod(counts) == 2 and "+" not in group[0] and len(group) > 1
 
 
+def expert_of(rule: Rule, fields: Mapping[str, str]) -> tuple[int, int | None] | None:
+    """Where in a stack that a rule makes a weight of the hub stands: its expert, and the half of rows; None: elsewhere.
+
+    `fields` are those of the weight's key.
+    """
+    side = _sides(rule)[1]
+    lead = side.groups[0][0] if len(side.groups) == 3 and len(side.groups[0]) == 1 else ""
+    if not fields.get(lead, "").isdecimal() or rule.shared or parse_key(rule.hf).shifts:
+        return None
+    words = {**parse_key(rule.hf).words, **parse_key(rule.to).words}.get(side.groups[1][0], ())
+    halves = not _turns(rule) and len(words) == 2 == len(side.groups[1])
+    return int(fields[lead]), words.index(fields[side.groups[1][0]]) if halves else None
+
+
 def part_axes(layout: Layout) -> frozenset[str]:
     """The axes of unequal parts that a layout's rules put end to end: q, k and v."""
     return frozenset(axis for rule in layout.rules for side in _sides(rule) for axis in (side.parts or "").split("+"))

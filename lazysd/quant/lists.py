@@ -18,12 +18,14 @@ from ..facts import Facts
 from ..graph.node import Node
 from ..graph.walk import nodes
 from ..layouts.choosing import Choice
-from ..stores.strict_json import show
+from ..stores.strict_json import read_json, show
 from .base import Weight, method_of
 from .compressed import METHOD
 from .registry import settings_of
 
+STATED_IN = "hf_quant_config.json"  # ModelOpt's side file, which says what quantization_config says, or alone says it
 SKIPPED = ("modules_to_not_convert", "ignore", "ignored_layers", "exclude_modules", "exclude")
+MAPPED = ("quantized_layers",)  # of mixed precision: how each module is quantised
 _PLACES = ("quantization_config", "compression_config")
 _PLAIN = re.compile(r"[\w.\-]*")
 # Literal text, classes, groups that do not repeat: what a hostile file cannot make run for ever.
@@ -100,11 +102,37 @@ def after(facts: Facts, choice: Choice, before: Mapping[str, Node], weights: Map
         written = config if same else renamed(facts.config, before, weights, made)[0]
         if written is not facts.config:
             files["config.json"] = written or {}
+        if (beside := stated_beside(facts)) is not None:
+            there, also = renamed(_as_config(beside), before, weights, made)
+            if (now := _as_stated(there or {}, beside)) != beside["quantization"]:
+                files[STATED_IN] = {**beside, "quantization": now}
+                said = (*said, *(text for text in also if text not in said))
         fused = (key for key, weight in weights.items() if weight.scheme.name == "fp8-blocks" and key not in made)
         if choice.target.name == "hf-fused" and next(fused, None) is not None:
             said = (*said, FUSED_FP8)
         remarks = tuple(dict.fromkeys((*remarks, *said)))
     return {"config": config, "json_files": files, "remarks": remarks}
+
+
+def stated_beside(facts: Facts) -> dict[str, Any] | None:
+    """What hf_quant_config.json says, read; None where there is none, or none with settings in it.
+
+    Raises FormatError: a file of that name that is no JSON.
+    """
+    said = facts.json_files.get(STATED_IN)
+    file = next((file for file in facts.side_files if file.name == STATED_IN), None)
+    if said is None and file is not None:
+        said = read_json(file, STATED_IN, constants=True)
+    return said if said is not None and isinstance(said.get("quantization"), Mapping) else None
+
+
+def _as_config(beside: Mapping[str, Any]) -> dict[str, Any]:
+    """What stands in hf_quant_config.json, read as ModelOpt reads it."""
+    return {"quantization_config": {"quant_method": "modelopt", **beside["quantization"]}}
+
+
+def _as_stated(config: Mapping[str, Any], beside: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: said for name, said in config["quantization_config"].items() if name in beside["quantization"]}
 
 
 def renamed(
@@ -126,13 +154,15 @@ def renamed(
     remarks: list[str] = []
     said: dict[str, Any] = dict(settings)
     for path, entries in lists.items():
-        made: list[str] = []
+        made: dict[str, Any] = {}
         for entry in entries:
-            meant, others = (plain, coded.there) if len(path) == 1 else (coded, None)
+            meant, others = (plain, coded.there) if path[0] in SKIPPED else (coded, None)
             names, remark = _reread(entry, method_of(settings), meant, others)
-            made += names
+            told = settings[path[0]][entry] if path == MAPPED else None
+            if twice := [name for name in names if made.setdefault(name, told) != told]:
+                remark = f"{show(twice[0])} is made of modules that are said to be quantised in several ways"
             remarks += [f"quantization_config, {'.'.join(path)}: {remark}"] if remark else []
-        _put(said, path, list(dict.fromkeys(made)))
+        _put(said, path, made if path == MAPPED else list(made))
     return (_with(config, said) if said != settings else config), tuple(remarks)
 
 
@@ -158,6 +188,8 @@ def _lists(settings: Mapping[str, Any]) -> Iterator[tuple[tuple[str, ...], list[
     for name in SKIPPED:
         if _is_list(settings.get(name)):
             yield (name,), settings[name]
+    if isinstance(settings.get(MAPPED[0]), Mapping):
+        yield MAPPED, list(settings[MAPPED[0]])
     groups = settings.get("config_groups")
     for name, group in groups.items() if isinstance(groups, Mapping) else ():
         if isinstance(group, Mapping) and _is_list(group.get("targets")):
@@ -211,7 +243,7 @@ def _test(entry: str, method: str | None, here: _Names) -> Test | str | None:
     return lambda name: name.endswith(entry) or match(name) is not None
 
 
-def _put(table: dict[str, Any], path: tuple[str, ...], entries: list[str]) -> None:
+def _put(table: dict[str, Any], path: tuple[str, ...], entries: Any) -> None:
     """The entries at a place of nested tables, of which none but copies are changed."""
     for name in path[:-1]:
         table[name] = dict(table[name])

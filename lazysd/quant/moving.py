@@ -133,8 +133,9 @@ class Moving:
         was = turned_of(origin, (weight.key for weight in self._weights))
         rules = {key: rule for key in codes if (rule := rule_of(target, key)) is not None}
         turned = {key for key, rule in rules.items() if is_turned(target, key) != was.get(hub_of(rule), False)}
+        other = next((found for key in turned if (found := self._scheme.carried_as(key, True)) is not None), None)
         may = self._scheme.keeps_rows or self._scheme.turns(first.nodes(self._tensors), self._settings)
-        if turned and not may:
+        if turned and not may and (other is None or other[0] is self._scheme):
             raise LayoutError(
                 f"{first.parts['codes']} and {first.parts['scale']} would have to be transposed for layout "
                 f"{target.name!r}, which {self._scheme.name} codes and scales cannot be; {ADVICE}"

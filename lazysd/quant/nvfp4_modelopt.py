@@ -42,7 +42,21 @@ class Nvfp4ModelOpt(Scheme):
     )
 
     def fits(self, parts: Parts, settings: Settings) -> bool:
+        return self.has_types(parts) and not is_transposed(parts)
+
+    def has_types(self, parts: Parts) -> bool:
+        """Whether codes and scales have the types of the format, in whichever order their axes stand."""
         return expect(parts, "codes", "U8") and expect(parts, "scale", "F8_E4M3")
+
+    def carried_as(self, key: str, turned: bool) -> tuple[Scheme, Form] | None:
+        from .nvfp4_transposed import SCHEME as ROWS_LAST
+
+        return self.named(ROWS_LAST if turned else self, key)
+
+    def named(self, scheme: Scheme, key: str) -> tuple[Scheme, Form] | None:
+        """A scheme of these names, and those that it has for a key."""
+        form = next((form for form in self.forms if key.endswith(form.weight)), None)
+        return None if form is None else (scheme, form)
 
     def number_dims(self, settings: Settings) -> tuple[int, ...]:
         return ()
@@ -80,6 +94,12 @@ class Nvfp4ModelOpt(Scheme):
         return {"quant_method": "modelopt", "quant_algo": "NVFP4", **settings}
 
 
+def is_transposed(parts: Parts) -> bool:
+    """Whether codes are packed along the axis before the last."""
+    codes, scale = parts["codes"].dims, parts["scale"].dims
+    return len(codes) > 1 and scale == (*codes[:-2], 2 * codes[-2] // GROUP, codes[-1]) and bool(scale[-2])
+
+
 def decoded(parts: Parts, code: str, divides: bool) -> Node:
     """The plain weight. A fused group may have a global scale for each of its parts: (experts, 2) for gate and up."""
     op = DecodeNibbles(FP4_VALUES, 2, GROUP, code, divides)
@@ -100,20 +120,21 @@ def decoded(parts: Parts, code: str, divides: bool) -> Node:
 def each_part(node: Node, total: Node, encode: Callable[[Node], dict[str, Node]]) -> dict[str, Node]:
     """A weight encoded so that it has global scales of the shape it had: of a fused group, one for each part."""
     if total.numel() == 1:
-        return encode(node)
+        made = encode(node)
+        return {**made, "global_scale": reshape(made["global_scale"], total.dims)}
     experts, num = total.dims[0], total.dims[1] if total.ndim == 2 else 1
     if total.ndim > 2 or node.ndim != 3 or node.dims[0] != experts or node.dims[1] % num:
         raise ValueError(f"global scales {list(total.dims)} do not fit the parts of {list(node.dims)}")
     rows = node.dims[1] // num
-    made: list[dict[str, Node]] = []
+    stack: list[dict[str, Node]] = []
     for e in range(experts):
         cut = (
             slice_(node, (range(e, e + 1), range(k * rows, (k + 1) * rows), range(node.dims[2]))) for k in range(num)
         )
         parts = [encode(part) for part in cut]
-        made.append({role: concat(tuple(part[role] for part in parts), 1) for role in ("codes", "scale")})
-        made[-1]["global_scale"] = concat(tuple(reshape(part["global_scale"], (1, 1)) for part in parts), 1)
-    joined = {role: concat(tuple(expert[role] for expert in made), 0) for role in made[0]}
+        stack.append({role: concat(tuple(part[role] for part in parts), 1) for role in ("codes", "scale")})
+        stack[-1]["global_scale"] = concat(tuple(reshape(part["global_scale"], (1, 1)) for part in parts), 1)
+    joined = {role: concat(tuple(expert[role] for expert in stack), 0) for role in stack[0]}
     return {**joined, "global_scale": reshape(joined["global_scale"], total.dims)}
 
 
