@@ -17,31 +17,38 @@
 #endif
 #include "_turn.h"
 
-enum { MAX_AXES = 64, MAX_TILE = 64, ALIASING_NBYTES = 1024, MAX_PARTS = 256, VERSION = 1 };
+enum { MAX_AXES = 64, MAX_TILE = 64, ALIASING_NBYTES = 1024, PANEL_NBYTES = 512, MAX_PARTS = 256, VERSION = 1 };
 
 typedef struct {
     Py_ssize_t size, to, from; /* elements; bytes from one to the next in target and source */
 } Axis;
 
-/* across: the target's elements are neighbours. along: the source's are. */
+static Py_ssize_t lesser(Py_ssize_t a, Py_ssize_t b) { return a < b ? a : b; }
+
+/* across: the target's elements are neighbours. along: the source's are. Rows that would meet in one set of the cache are
+ * packed, by stretches of PANEL_NBYTES: memory is quicker at those than at what one tile takes of a row. */
 static void transpose(char *to, const char *from, Axis across, Axis along, int itemsize, int edge)
 {
-    char packed[MAX_TILE * MAX_TILE * 8];
+    char packed[MAX_TILE * (PANEL_NBYTES + LINE_NBYTES)];
     int aliased = across.from % ALIASING_NBYTES == 0;
-    for (Py_ssize_t i = 0; i < along.size; i += edge) {
-        int n = along.size - i < edge ? (int)(along.size - i) : edge;
+    Py_ssize_t width = PANEL_NBYTES / itemsize / edge * edge; /* of a panel, in whole tiles */
+    for (Py_ssize_t left = 0; left < along.size; left += width) {
+        Py_ssize_t right = left + lesser(width, along.size - left), packed_pitch = width * itemsize + LINE_NBYTES;
         for (Py_ssize_t j = 0; j < across.size; j += edge) {
-            int m = across.size - j < edge ? (int)(across.size - j) : edge;
-            const char *corner = from + i * along.from + j * across.from;
+            int m = (int)lesser(edge, across.size - j), next = (int)lesser(edge, across.size - j - m);
+            const char *corner = from + left * along.from + j * across.from;
             Py_ssize_t pitch = across.from;
             if (aliased) {
-                pitch = (Py_ssize_t)n * itemsize;
-                for (int k = 0; k < m; k++) memcpy(packed + k * pitch, corner + k * across.from, pitch);
+                pitch = packed_pitch;
+                for (int k = 0; k < m; k++) memcpy(packed + k * pitch, corner + k * across.from, (right - left) * itemsize);
                 corner = packed;
             }
-            Py_ssize_t left = across.size - j - m;
-            if (left) fetch_ahead(to + i * along.to + (j + m) * itemsize, along.to, n, (left < m ? left : m) * itemsize);
-            TILES[itemsize](to + i * along.to + j * across.to, along.to, corner, pitch, m, n);
+            for (Py_ssize_t i = left; i < right; i += edge) {
+                int n = (int)lesser(edge, right - i);
+                char *target = to + i * along.to + j * itemsize;
+                if (next) fetch_ahead(target + m * itemsize, along.to, n, next * itemsize);
+                TILES[itemsize](target, along.to, corner + (i - left) * itemsize, pitch, m, n);
+            }
         }
     }
 }
