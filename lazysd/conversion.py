@@ -9,6 +9,7 @@ from .arguments import checked
 from .checkpoint import Checkpoint
 from .graph.leaves import InMemory
 from .move.materialize import fill_all
+from .move.pages import empty
 from .tensor.lazy import LazyTensor
 from .tensor.wrapping import as_lazy
 
@@ -49,15 +50,13 @@ def convert(
 
 def plain_all(nodes: Mapping[str, LazyTensor]) -> dict[str, Any]:
     """The torch tensors of nodes, computed together by all workers; wrapped tensors that no op touched as they are."""
-    import torch
-
     result: dict[str, Any] = {}
     wanted = []
     for key, node in nodes.items():
         if isinstance(node.op, InMemory):
             result[key] = node.op.tensor  # the very object that was given
         else:
-            result[key] = torch.empty(node.dims, dtype=node.dtype, device=_device(node))
+            result[key] = empty(node.dims, node.code, _device(node))
             wanted.append((node, result[key]))
     fill_all(wanted)
     return result

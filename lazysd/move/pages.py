@@ -17,11 +17,7 @@ HUGE_MIN_NBYTES = 4 << 20  # as numpy has it for its own arrays; less is no mapp
 
 
 def empty(dims: Dims, code: str, device: Any = "cpu") -> torch.Tensor:
-    """A tensor whose values are about to be filled in.
-
-    For large results that live on. Where memory is freed and taken again, call by call, as by adapters, small pages
-    that the process has just given back are cheaper than large ones, which a virtual machine asks its host for.
-    """
+    """A tensor whose values are about to be filled in."""
     import torch
 
     made = torch.empty(dims, dtype=dtypes.to_torch(code), device=device)
