@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
-from itertools import compress
+from itertools import compress, repeat
+from operator import eq
 
 from ... import dtypes
 from ...dtypes import PACKED
@@ -107,8 +108,9 @@ def _columns(file: File, header: Header, weight_map: Mapping[str, str] | None) -
     """The tensors of a file, but for those that the index says to read from another."""
     keys, kinds, starts = header.keys, header.kinds, header.starts
     if weight_map is not None:
-        here = [weight_map[key] == file.name for key in keys]
-        keys, kinds, starts = list(compress(keys, here)), list(compress(kinds, here)), list(compress(starts, here))
+        here = list(map(eq, map(weight_map.__getitem__, keys), repeat(file.name)))
+        if not all(here):
+            keys, kinds, starts = list(compress(keys, here)), list(compress(kinds, here)), list(compress(starts, here))
     if any(kind.code in PACKED for kind in set(kinds)):
         kinds = [_packed(file, key, kind) for key, kind in zip(keys, kinds, strict=True)]
     return Columns(file, keys, starts, kinds)

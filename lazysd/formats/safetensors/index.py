@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 import re
-from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from itertools import islice, repeat
 from operator import eq
@@ -186,10 +185,10 @@ def _from_index(folder: Folder, name: str) -> ShardSet:
             raise FormatError(
                 f"{file.path}: expected a shard name for tensor {show(key)}, found {show(shard)}; {again}"
             )
-    counts = Counter(weight_map.values())
+    shards = set(weight_map.values())
     missing: list[str] = []
     found: dict[str, File] = {}
-    for shard in sorted(counts):
+    for shard in sorted(shards):
         if shard.endswith(WEIGHTS) and not shard.endswith(SAFETENSORS):
             raise UnsupportedCheckpointError(
                 f"{folder.path}: the file {show(shard)}: expected a safetensors file in a safetensors index; {again}"
@@ -198,7 +197,7 @@ def _from_index(folder: Folder, name: str) -> ShardSet:
             found[shard] = folder.store.open(shard)
         except MissingShardError:
             missing.append(shard)
-    absent = _absent(folder, name, weight_map, len(counts), missing) if missing else None
+    absent = _absent(folder, name, weight_map, len(shards), missing) if missing else None
     return ShardSet(tuple(sorted(found)), weight_map, name, metadata, found=found, absent=absent)
 
 
