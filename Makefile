@@ -12,7 +12,7 @@ OTHERS := nemo-automodel==0.7.0 torchtitan==0.3.0 litgpt==0.5.13 torchtune==0.6.
 # Installed by itself and first, so that what follows finds torch present and leaves its build (CPU or CUDA) as it is.
 TORCH := torch==2.13.0
 BUILT_FROM := pyproject.toml setup.py lazysd/move/_turn.h lazysd/move/_strided.c lazysd/quant/_decode.c \
-  lazysd/counting/_count.c
+  lazysd/counting/_count.c lazysd/stores/_crc.c
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
@@ -67,7 +67,7 @@ bench-peers: $(PEERS)/.installed  ## whole jobs beside what others use for them:
 	$(PEERS)/bin/python benchmarks/peers.py $(ARGS)
 
 clean:  ## remove environments, caches and build output
-	rm -rf $(DEMO) $(TEST) $(PEFT018) $(PEERS) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis lazysd/move/*.so
+	rm -rf $(DEMO) $(TEST) $(PEFT018) $(PEERS) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis lazysd/*/*.so
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 check-python:

@@ -6,6 +6,7 @@ import sysconfig
 from setuptools import Extension, setup
 
 KERNELS = {
+    "lazysd.stores._crc": "lazysd/stores/_crc.c",
     "lazysd.move._strided": "lazysd/move/_strided.c",
     "lazysd.quant._decode": "lazysd/quant/_decode.c",
     "lazysd.counting._count": "lazysd/counting/_count.c",

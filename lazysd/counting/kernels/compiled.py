@@ -6,8 +6,8 @@ from typing import Any
 
 import numpy as np
 
+from ...compiled import built
 from ...dtypes import itemsize
-from ...move.kernels.compiled import built
 from ..values import Array, values
 from .base import Apart, Kernel, Sums
 

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import importlib
-import os
-from functools import cache
 from typing import Any, cast
 
+from ...compiled import built
 from ...graph.boxes import Dims
 from .base import Kernel, Reading, Strided
 
-SWITCH = "LAZYSD_KERNEL"  # "off": do without, for instance to find out whether it is at fault
 MODULE = "lazysd.move._strided"
 VERSION = 1  # of the C code's interface; a file that an older checkout has left behind is not used
 TILE_EDGE = 64  # elements along each side of a tile, at most 64
@@ -37,18 +34,6 @@ class Compiled(Kernel):
     ) -> tuple[int, int, int] | None:
         found = built(MODULE, VERSION).gather(fd, *reading, buffer, dims, itemsize, *target, pitch, TILE_EDGE)
         return cast("tuple[int, int, int] | None", found)
-
-
-@cache
-def built(name: str, version: int) -> Any:
-    """A compiled module; None where it was not built, has another interface, or nobody wants any."""
-    if os.environ.get(SWITCH, "on").lower() == "off":
-        return None
-    try:
-        module = importlib.import_module(name)
-    except ImportError:
-        return None
-    return module if version == module.VERSION else None
 
 
 KERNEL = Compiled()

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ... import dtypes
-from ...move.kernels.compiled import built
+from ...compiled import built
 from ...move.lanes.base import flat
 from ..codes import byte_values, exponents, scale_values, scales_as_float
 from .base import Kernel, Request
