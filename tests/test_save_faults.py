@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import itertools
 import json
 import os
 import shutil
@@ -11,6 +12,7 @@ from typing import Any
 
 import pytest
 import torch
+from checkpoints import random_hf, write
 from safetensors.torch import load_file
 
 import lazysd
@@ -22,7 +24,7 @@ from lazysd.errors import (
     SourceChangedError,
     WriteError,
 )
-from lazysd.save import manifest
+from lazysd.save import manifest, saving
 from lazysd.stores import claim, placing
 from lazysd.stores.journal import JOURNAL
 from lazysd.stores.output_folder import OutputFolder
@@ -265,6 +267,86 @@ def test_what_cannot_be_deleted_afterwards_is_no_failure(
         save(source, out, overwrite=True)
     assert lazysd.open(out).layout == "nemo"
     assert "is complete; what it replaced could not be deleted" in caplog.text
+
+
+CALLS = ("open", "fsync", "rename", "replace", "link", "unlink", "rmdir", "mkdir", "close", "lstat", "fstat", "scandir")
+
+
+class Faulty:
+    """Has the system's calls fail once: the one of this number, counted from the moment a commit begins."""
+
+    def __init__(self, patch: pytest.MonkeyPatch, number: int, fault: BaseException):
+        self.left, self.fault, self.counts, self.hit = number, fault, False, ""
+        real = saving.finish
+        patch.setattr(saving, "finish", lambda *args: (setattr(self, "counts", True), real(*args)))
+        for name in CALLS:
+            patch.setattr(os, name, self.wrapped(name, getattr(os, name) if name != "fsync" else lambda fd: None))
+
+    def wrapped(self, name: str, call: Any) -> Any:
+        def run(*args: Any, **options: Any) -> Any:
+            self.left -= self.counts
+            if self.counts and self.left == 0:
+                self.hit = f"{name}{args}"
+                if name == "close":
+                    call(*args)
+                raise self.fault
+            return call(*args, **options)
+
+        return run
+
+
+@pytest.mark.parametrize(
+    "fault", [(OSError, errno.EIO, "Input/output error"), (KeyboardInterrupt,)], ids=["EIO", "SIGINT"]
+)
+@pytest.mark.parametrize("overwrite", [False, True])
+@pytest.mark.parametrize("name", ["out", "out.safetensors"])
+def test_a_commit_that_fails_at_any_call_loses_nothing_and_says_what_stands(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, fault: tuple[Any, ...], overwrite: bool, name: str
+) -> None:
+    """The old one or the new one stands, finished shards stay, and no error says that what stands is not there."""
+    write(tmp_path / "src", random_hf(2, 2, 3), config={"model_type": "qwen3_moe", "num_experts": 2})
+    ckpt, out = lazysd.open(tmp_path / "src"), tmp_path / name
+    converted = ckpt.convert("nemo")
+
+    def save(to: Path = out, what: lazysd.Checkpoint = converted) -> None:
+        what.save(to, max_shard_size=40, workers=1, overwrite=overwrite)
+
+    def found(at: Path = out) -> dict[str, bytes]:
+        return files(at) if at.is_dir() else {path.name: path.read_bytes() for path in [at] if path.exists()}
+
+    save()
+    new = found()
+    for number in itertools.count(1):
+        for left in (out, *tmp_path.glob(".out*")):
+            shutil.rmtree(left) if left.is_dir() else left.unlink()
+        if overwrite:
+            save(what=ckpt)
+        old, failed = found(), None
+        with pytest.MonkeyPatch.context() as patch:
+            faulty = Faulty(patch, number, fault[0](*fault[1:]))
+            try:
+                save()
+            except (WriteError, ReadError, KeyboardInterrupt) as error:
+                failed = error
+        if not faulty.hit:
+            break
+        stands = found() == new
+        assert stands or found() == old, faulty.hit
+        notes = getattr(failed, "__notes__", ())
+        assert (f"{out} is complete" in notes) == (stands and failed is not None), (faulty.hit, failed)
+        assert not stands or failed is None or isinstance(failed, KeyboardInterrupt), faulty.hit
+        if not stands:
+            assert any("shards kept" in note for note in notes), (faulty.hit, failed)
+            with pytest.MonkeyPatch.context() as patch:
+                patch.setattr(
+                    OutputFolder, "open_shard", lambda *args, hit=faulty.hit: pytest.fail(f"redone after {hit}")
+                )
+                save()
+        elif overwrite:
+            save()
+        assert found() == new, faulty.hit
+        assert overwrite or failed or not any(tmp_path.glob(".out*")) or "is complete; " in caplog.text, faulty.hit
+    assert number > (30 if name == "out" else 8)
 
 
 @pytest.mark.parametrize("exists", ["empty", "checkpoint"])

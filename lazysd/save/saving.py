@@ -87,8 +87,10 @@ def say_kept(plan: Plan, folder: OutputFolder, report: Any) -> None:
 
 
 def note_kept(plan: Plan, folder: OutputFolder, error: BaseException) -> None:
-    """Add to an error what is left of the work."""
-    if folder.finished and not folder.volatile and folder.building.exists():
+    """Add to an error what is left of the work, or that all of it is."""
+    if folder.is_done:
+        error.add_note(f"{folder.dst} is complete")
+    elif folder.finished and not folder.volatile and folder.building.exists():
         error.add_note(f"{_kept(plan, folder)} kept; run the same command again to go on from there")
 
 

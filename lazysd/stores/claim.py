@@ -50,12 +50,14 @@ class Claim:
 
     def _taken(self) -> bool:
         """Lock the folder; False where it was committed or removed by another process just before."""
+        is_made = False
         try:
             self.dst.parent.mkdir(parents=True, exist_ok=True)
             self.folder.mkdir(exist_ok=True)
+            is_made = True
             fd = os.open(self.folder, os.O_RDONLY | no_links())
         except OSError as error:
-            if isinstance(error, FileNotFoundError) and self.dst.parent.is_dir():
+            if isinstance(error, FileNotFoundError) and is_made:
                 return False
             if isinstance(error, PermissionError) and fcntl is None and self.folder.is_dir():
                 return True  # a system that does not open folders
@@ -102,6 +104,7 @@ class Claim:
     def release(self) -> None:
         """Let others have the folder."""
         self.held = False
-        if self._fd is not None:
-            os.close(self._fd)
-            self._fd = None
+        fd, self._fd = self._fd, None
+        if fd is not None:
+            with suppress(OSError):
+                os.close(fd)

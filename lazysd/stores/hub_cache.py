@@ -91,7 +91,7 @@ def snapshot(model: Path) -> Path:
     try:
         found = sorted(name for name in os.listdir(snapshots) if os.path.isdir(snapshots / name))
     except OSError as error:
-        raise ReadError(f"cannot list {snapshots}: {error}; check the path and its permissions") from error
+        raise ReadError(f"cannot list {snapshots}: {error.strerror}; check the path and its permissions") from error
     if not found:
         raise MissingShardError(f"cannot open {model}: it has no snapshot; fetch the model again")
     if chosen not in found and len(found) > 1:

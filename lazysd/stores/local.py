@@ -12,7 +12,7 @@ from ..errors import ClosedCheckpointError, MissingShardError, ReadError, Source
 from .base import Cost, File, Gather, Parts
 from .handles import Handle, Handles
 from .maps import map_private
-from .regular import check_regular, open_regular
+from .regular import check_regular, open_regular, unreadable
 from .system import read_at
 
 READ_LIMIT = 1 << 30  # bytes a single preadv asks for; Linux caps one call below 2 GiB
@@ -76,7 +76,7 @@ class LocalFile(File):
             handle = Handle(open_regular(self.path))
         except MissingShardError as error:
             raise MissingShardError(f"{self.path} is gone since the checkpoint was opened") from error
-        if _identity_of(os.fstat(handle.fd)) != self._identity:
+        if identify(self.path, handle.fd) != self._identity:
             raise SourceChangedError(f"{self.path} was modified since the checkpoint was opened; open it again")
         return handle
 
@@ -122,7 +122,7 @@ class LocalFile(File):
             handle = self._open()
             with self._lock:
                 if self._mapped is None:
-                    if os.fstat(handle.fd).st_size < self.size:  # a map past the end would kill the process
+                    if identify(self.path, handle.fd).size < self.size:  # a map past the end would kill the process
                         raise ReadError(f"{self.path} was truncated since the checkpoint was opened")
                     try:
                         self._mapped = map_private(handle.fd, self.size)
@@ -135,7 +135,7 @@ class LocalFile(File):
 
     def check_unchanged(self) -> None:
         found, handle = identify(self.path), self.handle
-        if found != self._identity or (handle is not None and _identity_of(os.fstat(handle.fd)) != self._identity):
+        if found != self._identity or (handle is not None and identify(self.path, handle.fd) != found):
             raise SourceChangedError(
                 f"{self.path} changed while it was read (was {self.size} bytes, is {found.size}); "
                 "what was made from it cannot be trusted; run again when nothing writes to it"
@@ -150,17 +150,11 @@ class LocalFile(File):
         return LocalFile, (self.path, self._identity, self.io, self.name)
 
 
-def identify(path: str) -> Identity:
-    """The identity of the regular file at `path`."""
+def identify(path: str, fd: int | None = None) -> Identity:
+    """The identity of the regular file at `path`, or of the one that was opened by that name."""
     try:
-        status = os.stat(path)
-    except FileNotFoundError as error:
-        raise MissingShardError(f"cannot read {path}: no such file; check the path") from error
-    except (OSError, ValueError) as error:  # ValueError: a NUL byte in the path
-        raise ReadError(f"cannot open {path}: {error}; check the path and its permissions") from error
+        status = os.stat(path) if fd is None else os.fstat(fd)
+    except (OSError, ValueError) as error:
+        raise unreadable(path, error) from error
     check_regular(path, status.st_mode)
-    return _identity_of(status)
-
-
-def _identity_of(status: os.stat_result) -> Identity:
     return Identity(status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns)

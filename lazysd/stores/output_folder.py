@@ -11,6 +11,7 @@ import logging
 import os
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -54,6 +55,7 @@ class OutputFolder:
         self.passes_on: BaseException | None = None  # an error that is not about this folder
         self._written: dict[str, os.stat_result] = {}  # shards finished here, as they were then
         self._journal = Journal(self.building / JOURNAL)
+        self._made: os.stat_result | None = None  # what is to be at the destination, by which it is known there
         self._foreign = False  # what stands there belongs to another run, which may want to go on
 
     def __enter__(self) -> OutputFolder:
@@ -76,7 +78,7 @@ class OutputFolder:
         if self.claim.held:
             if not self._foreign and self.building.exists() and self.claim.stands():
                 kept = self.finished or self._journal.read().finished  # other ranks write into it as well
-                if not kept or self.volatile or isinstance(error, SourceChangedError):
+                if not kept or self.volatile or self.is_done or isinstance(error, SourceChangedError):
                     shutil.rmtree(self.building, ignore_errors=True)  # nothing in it is worth resuming
                 elif error is not None and not isinstance(error, _PASSING):
                     self._note_failure()
@@ -176,7 +178,10 @@ class OutputFolder:
         return {name: self.write_file(name, _pieces_of(file)) for name, file in self.sides.items()}
 
     def commit(self, nbytes: Mapping[str, int]) -> None:
-        """Make the result appear at the destination, once every shard is there with the size that it should have."""
+        """Make the result appear at the destination, once every shard is there with the size that it should have.
+
+        Nothing that goes wrong once it stands there is a failure.
+        """
         self._check_ours()
         with writing(self.building):
             for name, size in nbytes.items():
@@ -188,10 +193,23 @@ class OutputFolder:
                 for name in (OWNER, JOURNAL):  # the manifest stands in for the journal from here on
                     (self.building / name).unlink(missing_ok=True)
                 sync_folder(self.building)
-        self.place.appear(result, self.overwrite)
-        if self.place.is_file:
-            shutil.rmtree(self.building, ignore_errors=True)
+            self._made = os.lstat(result)
+        try:
+            self.place.appear(result, self.overwrite)
+            if self.place.is_file:
+                shutil.rmtree(self.building)
+        except OSError as error:
+            if not self.is_done:
+                raise
+            logger.warning("%s is complete; what is left beside it could not be deleted: %s", self.dst, error.strerror)
         self.claim.release()
+
+    @property
+    def is_done(self) -> bool:
+        """Whether what this run has made stands at the destination."""
+        with suppress(OSError):
+            return self._made is not None and os.path.samestat(os.lstat(self.dst), self._made)
+        return False
 
     def _check_complete(self, name: str, nbytes: int) -> None:
         try:

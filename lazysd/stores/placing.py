@@ -46,6 +46,8 @@ class Place:
 
     def check_free(self, overwrite: bool) -> None:
         """Refuse to put the result where something is that may not go."""
+        if blocking := next((one for one in self.dst.parents if os.path.lexists(one) and not os.path.isdir(one)), None):
+            raise WriteError(f"cannot write {self.dst}: {blocking} is no folder; choose another destination")
         for path in (self.building, self.old, self.trash):
             _refuse_planted(path, may_be_file=self.is_file and path != self.building)
         if not os.path.lexists(self.dst) or (_is_empty_folder(self.dst) and not self.is_file):
@@ -69,8 +71,19 @@ class Place:
                 _remove(self.trash)
                 os.rename(self.old, self.trash)
             else:
-                os.rename(self.old, self.dst)
+                self._put_back()
         _remove(self.trash)
+
+    def _put_back(self) -> None:
+        """Give the old one its name again, where it has lost it."""
+        if os.path.lexists(self.old) and not os.path.lexists(self.dst):
+            try:
+                os.rename(self.old, self.dst)
+            except OSError as error:
+                raise WriteError(
+                    error.errno,
+                    f"cannot rename {self.old} back to {self.dst}: {error.strerror}; it is whole, rename it by hand",
+                ) from error
 
     def check_replaceable(self) -> None:
         """Find out before the work, not after it, whether what stands there can be renamed: aside, and back.
@@ -87,7 +100,8 @@ class Place:
             raise WriteError(
                 error.errno, f"cannot replace {self.dst}: {error.strerror}; write to a new name"
             ) from error
-        os.rename(self.old, self.dst)
+        finally:
+            self._put_back()
 
     def appear(self, result: Path, replace: bool) -> None:
         """Rename `result` to the destination; with `replace`, whatever is there goes aside first."""
@@ -96,16 +110,15 @@ class Place:
             return
         aside = replace and os.path.lexists(self.dst) and not _is_empty_folder(self.dst)
         with writing(self.dst):
-            if aside:
-                os.rename(self.dst, self.old)
             try:
+                if aside:
+                    os.rename(self.dst, self.old)
                 os.rename(result, self.dst)
             except BaseException:
-                if aside and not os.path.lexists(self.dst):
-                    os.rename(self.old, self.dst)
+                if aside:
+                    self._put_back()
                 raise
-            sync_folder(self.dst.parent)
-        if aside:
+        if self._is_lasting() and aside:
             self._let_go()
 
     def _appear_as_file(self, result: Path, replace: bool) -> None:
@@ -114,7 +127,18 @@ class Place:
                 os.replace(result, self.dst)
             else:
                 link_or_rename(result, self.dst)
+        self._is_lasting()
+
+    def _is_lasting(self) -> bool:
+        """Whether the disk has the new name. It stands, so that this, too, is no failure."""
+        try:
             sync_folder(self.dst.parent)
+        except OSError as error:
+            logger.warning(
+                "%s is complete; whether its name would outlast a power cut is not known: %s", self.dst, error.strerror
+            )
+            return False
+        return True
 
     def _let_go(self) -> None:
         """Delete the old one. The new one stands, so nothing that goes wrong here is a failure."""

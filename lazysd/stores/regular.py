@@ -30,20 +30,26 @@ def check_regular(path: str | os.PathLike[str], mode: int) -> None:
         raise FormatError(f"cannot read {path}: expected a regular file, found {kind}; pass the file or folder itself")
 
 
+def unreadable(path: str | os.PathLike[str], error: Exception) -> LazysdError:
+    """The error of ours for what came up while the file at `path` was looked at or opened; ours stay as they are."""
+    if isinstance(error, LazysdError):
+        return error
+    if isinstance(error, FileNotFoundError):
+        return MissingShardError(f"cannot read {path}: no such file; check the path")
+    reason = getattr(error, "strerror", None) or error  # a NUL byte in the path is a ValueError
+    return ReadError(f"cannot open {path}: {reason}; check the path and its permissions")
+
+
 def open_regular(path: str | os.PathLike[str]) -> int:
     """Open a regular file for reading and return its descriptor; never blocks on a pipe or a device."""
     try:
         check_regular(path, os.stat(path).st_mode)  # before the open: opening a device may have effects
         fd = os.open(path, read_flags())
-    except LazysdError:
-        raise
-    except FileNotFoundError:
-        raise MissingShardError(f"cannot read {path}: no such file; check the path") from None
-    except (OSError, ValueError) as error:  # ValueError: a NUL byte in the path
-        raise ReadError(f"cannot open {path}: {error}; check the path and its permissions") from error
-    try:
-        check_regular(path, os.fstat(fd).st_mode)  # it may have been swapped since the stat
-    except BaseException:
-        os.close(fd)
-        raise
+        try:
+            check_regular(path, os.fstat(fd).st_mode)  # it may have been swapped since the stat
+        except BaseException:
+            os.close(fd)
+            raise
+    except (OSError, ValueError) as error:
+        raise unreadable(path, error) from None
     return fd
