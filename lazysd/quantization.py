@@ -18,11 +18,14 @@ from .quant.encoding import encode
 from .quant.fp8_blocks import BLOCK, block_of, settings_for
 from .quant.fp8_encoding import QuantizeScale, QuantizeWeight
 from .quant.lists import STATED_IN
+from .stores.strict_json import listing
 from .tensor.wrapping import as_lazy
 
 EXPERTS_AND_ATTENTION = re.compile(
     r"(?:.*\.)?(?:mlp\.experts\.\d+\.(?:gate|up|down)_proj|self_attn\.[qkvo]_proj)\.weight"
 )
+
+_SCALES = ("k_scale", "v_scale", "q_scale", "kv_scale", "output_scale", "input_scale", "input_global_scale")
 
 
 @checked
@@ -55,7 +58,10 @@ def dequantize(checkpoint: Checkpoint, dtype: str = "bf16") -> Checkpoint:
             )
         return checkpoint
     plain = None if config is None else _plain_config(config, dtypes.DTYPES[code].torch_name or "bfloat16")
-    return checkpoint.like(tensors, **_stating(checkpoint, plain))
+    left = [key for key, node in tensors.items() if key.endswith(_SCALES) and checkpoint.get(key) is node]
+    said = f"{listing(left)}: kept, though no config.json says any more what they scale (a cache, activations)"
+    remarks = (*checkpoint.remarks, said) if left else checkpoint.remarks
+    return checkpoint.like(tensors, **_stating(checkpoint, plain), remarks=remarks)
 
 
 @checked

@@ -150,3 +150,30 @@ def test_a_look_alike_is_named_and_carried(tmp_path: Path, capsys: pytest.Captur
     assert all(
         torch.equal(made[key].materialize().view(torch.uint8), t.view(torch.uint8)) for key, t in tensors.items()
     )
+
+
+@pytest.mark.parametrize("backwards", [False, True])
+def test_a_weight_that_is_scaled_twice_is_refused(backwards: bool) -> None:
+    """Whichever comes first, neither is taken, and neither is left beside what the other decodes."""
+    scales = {"a.weight_scale": torch.ones(32, 1), "a.weight_scale_inv": torch.ones(1, 1)}
+    tensors = {"a.weight": torch.zeros(32, 32).to(torch.float8_e4m3fn)} | dict(
+        sorted(scales.items(), reverse=backwards)
+    )
+    for method in ("fp8", "compressed-tensors", "modelopt"):
+        config = {"quantization_config": {"quant_method": method}}
+        source = lazysd.Checkpoint({key: lazysd.from_torch(t) for key, t in tensors.items()}, config=config)
+        with pytest.raises(
+            LayoutError, match=r"a\.weight is scaled twice, by a\.weight_scale\S* .* and a\.weight_scale"
+        ):
+            dequantize(source)
+
+
+def test_scales_of_a_cache_are_kept_and_remarked(tmp_path: Path) -> None:
+    tensors = nvfp4("model.layers.0.mlp.up_proj") | {"model.layers.0.self_attn.k_proj.k_scale": torch.tensor(0.5)}
+    said = {"quant_method": "modelopt", "quant_algo": "NVFP4", "kv_cache_quant_algo": "FP8"}
+    source = folder(tmp_path / "a", tensors, model_type="x", quantization_config=said)
+    plain = dequantize(lazysd.open(source))
+    assert torch.equal(plain["model.layers.0.self_attn.k_proj.k_scale"].materialize(), torch.tensor(0.5))
+    (remark,) = plain.remarks
+    assert remark.startswith("'model.layers.0.self_attn.k_proj.k_scale': kept, though no config.json says any more")
+    assert not dequantize(lazysd.open(source).drop("*.k_scale")).remarks

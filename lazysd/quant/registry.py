@@ -72,17 +72,25 @@ def find(tensors: Mapping[str, Node], settings: Settings, code_of: Callable[[str
     anchors = _anchors()
     ends = tuple(anchors)
     result: list[Weight] = []
-    taken: dict[str, str] = {}
+    taken: dict[str, Weight] = {}
     for key in tensors:
         if not key.endswith(ends):
             continue
         claims = [(end, claim) for end in ends if key.endswith(end) for claim in anchors[end]]
         weight = _claimed(key, claims, tensors, settings)
-        if weight is None or weight.key in taken:
+        if weight is None:
             continue
+        if (other := taken.get(weight.key)) is not None:
+            if key in other.parts.values():
+                continue
+            by = next(part for role, part in other.parts.items() if role != "codes")
+            raise LayoutError(
+                f"{weight.key} is scaled twice, by {by} ({other.scheme.name}) and {key} ({weight.scheme.name}); "
+                "leave out what is not meant"
+            )
         if weight.key in tensors and weight.key not in weight.parts.values():
             raise LayoutError(f"{key} stands for {weight.key}, which is there as well; leave one of them out")
-        taken[weight.key] = key
+        taken[weight.key] = weight
         result.append(weight)
     method = method_of(settings)
     if result and method is not None and not is_known(method):
