@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 from ..errors import LayoutError
 from ..graph.boxes import Dims
 from ..layouts.choosing import Choice
 from ..layouts.converting import convert
+from ..layouts.grouping import Table
 from ..layouts.keys import parse_key
+from ..layouts.rewriting import apply_table
 from ..layouts.rule import Layout, Rule
 from ..tensor.lazy import LazyTensor
 from .base import Scheme, Settings, Weight
@@ -26,6 +29,7 @@ from .cutting import (
     rule_of,
     turned_of,
 )
+from .uncut import moves
 
 Tensors = Mapping[str, LazyTensor]
 _OF_WEIGHTS = ("scale", "global_scale", "zero_point")  # what a decoded weight depends on
@@ -43,6 +47,7 @@ class Moving:
         self._free = moving_axes(choice.origin) | moving_axes(choice.target)
         self._laid: dict[str, dict[str, Any]] = {weight.key: weight.laid(tensors) for weight in weights}
         self._checked: set[tuple[Any, ...]] = set()
+        self._uncut: Table | None = None  # rules that move matrices as wholes, where blocks would straddle their parts
 
     def parts(self, made: Tensors) -> dict[str, dict[str, Any]]:
         """Key in the target -> the tensors that stand for it. `made` holds the plain weights in the target."""
@@ -105,6 +110,8 @@ class Moving:
 
         What else the rules speak of goes along, so that no layer lacks it.
         """
+        if self._uncut is not None:
+            return apply_table(parts, replace(self._uncut, firsts=self._choice.firsts), self._choice.sizes, ())
         sizes = {
             axis: (size // rows if rows else 1) if axis in self._parts else size
             for axis, size in self._choice.sizes.items()
@@ -154,13 +161,23 @@ class Moving:
             cell = scheme.cell(parts, self._settings)
             if cell is None:
                 raise LayoutError(f"{scheme.name} stores a weight so that it cannot be split")
-            if self._kind.companions.get("scale") != "number":
-                refuse_straddling(key, layout, plain.dims, cell, self._choice.sizes)
+            self._refuse_cuts(key, layout, plain.dims, cell)
             dims = scheme.dims(parts, self._settings)
             if dims != plain.dims:
                 raise LayoutError(f"codes and scales of {list(dims)} stand for {list(plain.dims)}")
         except (ValueError, LayoutError) as error:
             raise LayoutError(f"{shown}: {error}; {ADVICE}") from error
+
+    def _refuse_cuts(self, key: str, layout: Layout, dims: Dims, cell: tuple[int, int]) -> None:
+        """Refuse blocks that a layout would cut, unless the conversion moves every matrix as a whole."""
+        if self._uncut is not None or self._kind.companions.get("scale") == "number":
+            return
+        try:
+            refuse_straddling(key, layout, dims, cell, self._choice.sizes)
+        except LayoutError:
+            self._uncut = moves((weight.key for weight in self._weights), self._choice.origin, self._choice.target)
+            if self._uncut is None:
+                raise
 
     def _behind(self, key: str, layout: Layout, rule: Rule | None) -> Weight:
         """A weight that a key of a layout is made of."""
