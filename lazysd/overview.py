@@ -28,7 +28,8 @@ def overview(ckpt: Checkpoint) -> dict[str, Any]:
         layout, family = ckpt.layout, ckpt.family
     except LazysdError as error:
         layout, family = f"undecided: {error}", None
-    if layout is None and (found := layouts.dense_layout(ckpt, ckpt.config, family)) is not None:
+    plain = ckpt._quantised.plain  # as layouts see it: packed codes go by the name of their weight
+    if layout is None and (found := layouts.dense_layout(plain, ckpt.config, family)) is not None:
         layout, family = found
     counted = parameters_of(ckpt, ckpt.config, not ckpt.facts.absent)
     total = counted.total
@@ -36,7 +37,7 @@ def overview(ckpt: Checkpoint) -> dict[str, Any]:
         "path": str(ckpt.path),
         "layout": layout,
         "family": family,
-        "because": layouts.explain(ckpt, ckpt.config, ckpt.facts.family, ckpt.facts.layout),
+        "because": layouts.explain(plain, ckpt.config, ckpt.facts.family, ckpt.facts.layout),
         "model_type": (ckpt.config or {}).get("model_type"),
         "tensors": len(ckpt),
         "parameters": total,

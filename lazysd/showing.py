@@ -31,7 +31,7 @@ class Showing:
             layout, family = whole.layout, whole.family
         except LazysdError:
             return "mixed layouts"
-        if layout is None and (found := layouts.dense_layout(whole, whole.config, family)) is not None:
+        if layout is None and (found := layouts.dense_layout(whole._quantised.plain, whole.config, family)) is not None:
             layout, family = found
         return f"{layout} ({family})" if layout and family else layout or "no known layout"
 
@@ -65,7 +65,7 @@ class Showing:
         about: list[tuple[str, object]] = [("layout", self._layout_shown)]
         if whole.adapter is not None or any(".lora_" in key for key in whole):
             about += adapter_facts(adapter_summary(whole))
-        elif why := layouts.explain(whole, whole.config, whole.facts.family, whole.facts.layout):
+        elif why := layouts.explain(whole._quantised.plain, whole.config, whole.facts.family, whole.facts.layout):
             about.append(("because", why))
         about.append(("weights", self._parameters_shown))
         about += [("path", str(whole.path))] if whole.path else []

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from quantised_experts import experts
 from safetensors.torch import save_file
 
 import lazysd
@@ -177,3 +178,18 @@ def test_scales_of_a_cache_are_kept_and_remarked(tmp_path: Path) -> None:
     (remark,) = plain.remarks
     assert remark.startswith("'model.layers.0.self_attn.k_proj.k_scale': kept, though no config.json says any more")
     assert not dequantize(lazysd.open(source).drop("*.k_scale")).remarks
+
+
+@pytest.mark.parametrize("name", ["int4", "mxfp4", "nvfp4 compressed", "8-bit a row"])
+def test_inspect_says_why_of_packed_weights_too(name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    tensors, config = experts(name, E=3)
+    source = folder(tmp_path / "a", tensors, **config)
+    for path, layout in ((source, "hf"), (tmp_path / "b", "vllm")):
+        if layout == "vllm":
+            assert main(["convert", str(source), str(path), "--to", layout]) == 0
+        capsys.readouterr()
+        assert main(["inspect", str(path)]) == 0
+        shown = capsys.readouterr().out
+        assert f"layout   {layout} (qwen3_moe)" in shown
+        assert "because  model_type 'qwen3_moe' of config.json; config.json states 3 experts" in shown
+        assert "config.json states 3 experts" in lazysd.open(path)._repr_html_()

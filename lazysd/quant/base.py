@@ -165,7 +165,8 @@ class Scheme(ABC):
         self.refuse("write")
 
     def refuse(self, verb: str) -> NoReturn:
-        raise LayoutError(f"lazysd does not {verb} {self.name} weights; write them with the tool that reads them")
+        step = f"{verb} them with the tool that {'reads' if verb == 'write' else 'wrote'} them"
+        raise LayoutError(f"lazysd does not {verb} {self.name} weights; {step}")
 
 
 def method_of(settings: Settings) -> str | None:
