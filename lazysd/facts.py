@@ -58,6 +58,11 @@ def check_whole(tensors: object, what: str) -> None:
         facts.check_whole(what)
 
 
+def opening_nbytes(*checkpoints: Any) -> int:
+    """Of all of them; plain mappings have taken nothing."""
+    return sum(checkpoint.facts.opening_nbytes for checkpoint in checkpoints if hasattr(checkpoint, "facts"))
+
+
 @dataclass(frozen=True)
 class Facts:
     """What a folder, and whoever opened or converted it, states. Nothing here is derived from keys or shapes."""
@@ -74,6 +79,7 @@ class Facts:
     adapter: Any = None  # what adapter_config.json says (an AdapterConfig), where there is one
     remarks: tuple[str, ...] = ()  # what whoever looks at the result should know: one sentence each
     absent: tuple[Absent, ...] = ()  # of a part that was opened to be looked at: what it lacks
+    opening_nbytes: int = 0  # of memory that opening took beyond the tensors; objects made later use it again
 
     def __post_init__(self) -> None:
         for name in ("files", "side_files", "remarks"):
@@ -106,6 +112,7 @@ class Facts:
         changes: dict[str, Any] = {
             "files": tuple(dict.fromkeys((*self.files, *other.files))),
             "remarks": tuple(dict.fromkeys((*self.remarks, *other.remarks))),
+            "opening_nbytes": self.opening_nbytes + other.opening_nbytes,
             "absent": (*self.absent, *(one for one in other.absent if one not in self.absent)),
         }
         if None not in (self.tensor_nbytes, other.tensor_nbytes) and not set(self.files) & set(other.files):

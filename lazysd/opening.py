@@ -18,6 +18,7 @@ from .graph.assemble import assemble
 from .graph.building import many_nodes
 from .peft.config import AdapterConfig
 from .peft.naming import plain_names
+from .sizes import parse_size
 from .stores.base import Options
 from .stores.folder import LocalStore
 from .stores.places import place_of
@@ -32,6 +33,7 @@ def open(
     io: str = "mmap",
     follow_links: bool = False,
     partial: bool = False,
+    max_memory: int | str | None = None,
 ) -> Checkpoint:
     """Open a checkpoint: reads headers, indexes and config.json, and no tensor data.
 
@@ -53,6 +55,8 @@ def open(
         partial: also open a part of a checkpoint, such as a download that is not finished, to look at what is there:
             `remarks` and `facts.absent` say which shards are missing. It is compared and measured as far as it goes;
             conversions, plans, saves, merges and loading refuse it, and name the shards.
+        max_memory: refuse, before it is read, what may take more bytes to open than this (the `.metadata` of
+            torch.distributed.checkpoint). None: whatever its size demands.
 
     Returns:
         The checkpoint. Its `remarks` say what of the folder was left out, and which evidence decided where there was a
@@ -61,10 +65,11 @@ def open(
     Raises:
         MissingShardError: nothing is there; shards are missing, and `partial` is False.
         FormatError, UnsupportedCheckpointError, UnsafePathError: see lazysd.errors.
+        MemoryBudgetError: it may take more than `max_memory` to open.
     """
     if io not in ("mmap", "pread"):
         raise ValueError(f'io is "mmap" or "pread", not {io!r}')
-    folder = Folder(place_of(path, Options(io, follow_links)))
+    folder = Folder(place_of(path, Options(io, follow_links)), None if max_memory is None else parse_size(max_memory))
     contents = containers.read(folder)
     absent = contents.absent
     if absent is not None and not partial:
@@ -87,6 +92,7 @@ def open(
         adapter=_adapter(around),
         remarks=(*([part] if absent else []), *contents.remarks, *around.remarks, *([called] if named else [])),
         absent=(absent,) if absent else (),
+        opening_nbytes=contents.opening_nbytes,
     )
     return Checkpoint(tensors, facts)
 

@@ -48,6 +48,7 @@ def stream(
     max_memory: int | str = "128MB",
     report: Callable[[int, int], None] | None = None,
     result_nbytes: int = 0,
+    opened_nbytes: int = 0,
 ) -> None:
     """Call `visit` on tiles that cover every group once, from several threads; a group's tiles come in any order.
 
@@ -58,12 +59,13 @@ def stream(
         max_memory: bytes that the graphs, tiles, temporaries and results take at most, or "128MB".
         report: called as report(done_nbytes, total_nbytes) of the first tensors.
         result_nbytes: of memory that the caller keeps of each group.
+        opened_nbytes: of memory that opening has taken, and that objects use again.
 
     Raises:
         MemoryBudgetError: `max_memory` is less than one worker needs.
     """
     num_nodes = sum(1 for _ in nodes(node for group in groups for node in group))
-    held_nbytes = NODE_NBYTES * num_nodes + (_GROUP_NBYTES + result_nbytes) * len(groups)
+    held_nbytes = max(NODE_NBYTES * num_nodes + (_GROUP_NBYTES + result_nbytes) * len(groups), opened_nbytes)
     computes = any(_is_computed(node) for group in groups for node in group)
     crew, most = _crew(groups, num_workers, parse_size(max_memory), held_nbytes, computes)
     if computes:

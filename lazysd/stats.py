@@ -19,6 +19,7 @@ from .arguments import checked
 from .counting.tally import Tally
 from .counting.values import NUMBERS
 from .display.stats import html_of, html_of_one, text_of, text_of_all
+from .facts import opening_nbytes
 from .graph.node import Node
 from .reduction import Tile, stream
 
@@ -144,7 +145,8 @@ def stats_of(
         with lock:
             found[key] = result
 
-    stream([(tensors[key],) for key in wanted], visit, num_workers, max_memory, report, STATS_NBYTES)
+    groups, opened = [(tensors[key],) for key in wanted], opening_nbytes(tensors)
+    stream(groups, visit, num_workers, max_memory, report, STATS_NBYTES, opened_nbytes=opened)
     ordered = {key: found[key] for key in wanted}
     return CheckpointStats(ordered, tuple(key for key in tensors if key not in ordered))
 

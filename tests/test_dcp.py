@@ -8,6 +8,7 @@ import pickle
 import random
 import subprocess
 import sys
+import tracemalloc
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -22,10 +23,28 @@ from gloo import run_ranks
 from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import load_file
+from torch.distributed.checkpoint.filesystem import _StorageInfo
+from torch.distributed.checkpoint.metadata import (
+    ChunkStorageMetadata,
+    Metadata,
+    MetadataIndex,
+    StorageMeta,
+    TensorProperties,
+    TensorStorageMetadata,
+)
 
 import lazysd
-from lazysd.errors import FormatError, LazysdError, MissingShardError, UnsafePathError, UnsupportedCheckpointError
+from lazysd.errors import (
+    FormatError,
+    LazysdError,
+    MemoryBudgetError,
+    MissingShardError,
+    UnsafePathError,
+    UnsupportedCheckpointError,
+)
 from lazysd.formats.base import Chunk, StoredTensor
+from lazysd.formats.dcp.reading import _NAMES, AGAIN, _described
+from lazysd.formats.pickles import TIMES, unpickle
 from lazysd.graph.assemble import assemble
 from lazysd.stores.local import LocalFile
 from lazysd.tensor.lazy import LazyTensor
@@ -299,6 +318,56 @@ def test_a_pickle_that_asks_for_all_memory_is_refused(folder: Path) -> None:
             print(error)"""
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert "not what dcp.save of torch 2 writes" in done.stdout, done.stderr
+
+
+def many_chunks(num_tensors: int, num_chunks: int, dims: tuple[int, ...], protocol: int) -> bytes:
+    """The metadata of a large save, by torch's own classes."""
+    described, places = {}, {}
+    for number in range(num_tensors):
+        key, size = (
+            f"model.layers.{number}.mlp.experts.gate_and_up_projs",
+            torch.Size((num_chunks * dims[0], *dims[1:])),
+        )
+        chunks = [
+            ChunkStorageMetadata(torch.Size((at * dims[0], *(0,) * (len(dims) - 1))), torch.Size(dims))
+            for at in range(num_chunks)
+        ]
+        described[key] = TensorStorageMetadata(TensorProperties(dtype=torch.bfloat16), size, chunks)
+        for at, chunk in enumerate(chunks):
+            places[MetadataIndex(key, chunk.offsets, at)] = _StorageInfo(f"__{at}_0.distcp", 1000 * number, 1000)
+    planner = {key: tuple(key.split(".")) for key in described}
+    whole = Metadata(described, planner_data=planner, storage_data=places, storage_meta=StorageMeta())
+    return pickle.dumps(whole, protocol=protocol)
+
+
+@pytest.mark.parametrize("protocol", [2, 4])
+@pytest.mark.parametrize("shape", [(400, 1, (8, 4)), (8, 64, (4096, 2048)), (2, 300, (2048, 7, 7, 7))])
+def test_metadata_take_no_more_memory_than_is_counted(shape: tuple[int, int, tuple[int, ...]], protocol: int) -> None:
+    data = many_chunks(*shape, protocol)
+    tracemalloc.start()
+    try:
+        _described("here", unpickle(data, "here", _NAMES, AGAIN))
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert peak <= 0.9 * TIMES * len(data)  # what it would be refused for is well away
+
+
+def test_metadata_that_fit_no_budget_are_refused_before_they_are_read(folder: Path) -> None:
+    (folder / ".metadata").write_bytes(b"\0" * 10_000_000)
+    with pytest.raises(MemoryBudgetError, match=r"\.metadata; the smallest that would do is 145MB"):
+        lazysd.open(folder, max_memory="128MB")
+    for command in (("convert", folder, folder.parent / "out"), ("stats", folder), ("diff", folder, folder)):
+        done = cli(*command)
+        assert (done.returncode, done.stderr.count("the smallest that would do is 145MB")) == (2, 1), done.stderr
+
+
+def test_a_save_counts_what_opening_took(folder: Path) -> None:
+    ckpt = lazysd.open(folder)
+    assert ckpt.facts.opening_nbytes > 4_000_000
+    assert ckpt.select("*").facts.opening_nbytes == ckpt.facts.opening_nbytes
+    plain = lazysd.Checkpoint(dict(ckpt)).plan().smallest_nbytes
+    assert plain + 3_000_000 < ckpt.plan().smallest_nbytes < plain + ckpt.facts.opening_nbytes
 
 
 def test_a_hostile_chunk_is_refused_and_does_not_run(folder: Path, tmp_path: Path) -> None:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import json
 import os
 import pickle
 import random
+import tracemalloc
 import zipfile
 from collections import OrderedDict
 from pathlib import Path
@@ -23,6 +25,7 @@ import lazysd
 from lazysd.cli.main import main
 from lazysd.errors import FormatError, LazysdError, MissingShardError, UnsupportedCheckpointError
 from lazysd.formats import containers
+from lazysd.formats.pickles import TENSORS, most_nbytes, unpickle
 from lazysd.testing import assert_reads_only, assert_same_bytes
 
 pytestmark = pytest.mark.filterwarnings("ignore:TypedStorage is deprecated")
@@ -257,10 +260,39 @@ def test_a_tuple_that_takes_forever_to_hash_is_refused(tmp_path: Path, levels: i
             lazysd.open(tmp_path / "dcp")
 
 
-@pytest.mark.parametrize("what", [b"}", b"]", b"\x8f", b"(", b"N\x94"])
-def test_a_pickle_makes_no_more_objects_than_its_length_allows_for(tmp_path: Path, what: bytes) -> None:
-    record = b"\x80\x04" + what * 3_000_000 + b"."
-    with pytest.raises(FormatError, match="far more objects than its length allows for"):
+ASIDE_NBYTES = 100_000  # the error, its traceback, and the stack as it grows
+WASTEFUL = {
+    "dicts": b"}",
+    "lists": b"]",
+    "sets": b"\x8f",
+    "marks": b"(",
+    "pairs of nothing": b"NN\x86",
+    "lists of marks": b"(l",
+    "dicts of one": b"}NNs",
+    "numbers": b"M\xff\xff",
+    "sizes": b"ctorch\nSize\n)R",
+    "text with one wide letter": b"X\x10\x00\x00\x00abcdefghijkl\xf0\x9f\x98\x80",
+}
+
+
+@pytest.mark.parametrize("what", WASTEFUL)
+def test_a_pickle_takes_no_more_memory_than_its_length_allows_for(tmp_path: Path, what: str) -> None:
+    once = WASTEFUL[what]
+    data = b"\x80\x04" + once * (60_000 // len(once)) + b"."
+    tracemalloc.start()
+    try:
+        with contextlib.suppress(FormatError):
+            unpickle(data, "here", TENSORS, "save it again")
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert peak <= most_nbytes(len(data)) + ASIDE_NBYTES, what
+
+
+@pytest.mark.parametrize("what", ["dicts", "lists", "sets", "marks"])
+def test_a_pickle_that_would_is_refused(tmp_path: Path, what: str) -> None:
+    record = b"\x80\x04" + WASTEFUL[what] * 100_000 + b"."
+    with pytest.raises(FormatError, match="takes far more memory than its length allows for"):
         lazysd.open(archive_of(record, tmp_path / "m.pt"))
 
 

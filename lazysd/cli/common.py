@@ -178,8 +178,9 @@ def add_json(parser: argparse.ArgumentParser) -> None:
 
 def opened_whole(path: str, args: argparse.Namespace, partial: bool = False) -> Checkpoint:
     """The checkpoint at `path`; what there is to say about it goes to stderr."""
-    checkpoint = in_family(open_checkpoint(path, follow_links=args.follow_links, partial=partial), args)
-    return remarked(checkpoint, args)
+    room = getattr(args, "max_memory", None)
+    found = open_checkpoint(path, follow_links=args.follow_links, partial=partial, max_memory=room)
+    return remarked(in_family(found, args), args)
 
 
 def remarked(checkpoint: Checkpoint, args: argparse.Namespace) -> Checkpoint:

@@ -59,7 +59,7 @@ def run(args: argparse.Namespace) -> int:
         return alone(args)
     with (
         opened(args.against, args) as source,
-        in_family(open_checkpoint(args.dst, follow_links=args.follow_links), args) as dst,
+        in_family(open_checkpoint(args.dst, follow_links=args.follow_links, max_memory=args.max_memory), args) as dst,
     ):
         from ..comparing import in_layout, layout_of
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, NamedTuple, TypeVar
 import numpy as np
 
 from ..counting.values import NUMBERS, element
+from ..facts import opening_nbytes
 from ..graph.node import Node
 from ..peft.equality import unlike
 from ..reduction import Bytes, Tile, place_in, stream
@@ -145,7 +146,7 @@ def _read(
             sums.add(_two(tile.codes), *_two(tile.held), different)
 
     groups = [(ours[key], theirs[key]) for key in wanted]
-    stream(groups, visit, num_workers, max_memory, report, _SEEN_NBYTES)
+    stream(groups, visit, num_workers, max_memory, report, _SEEN_NBYTES, opening_nbytes(ours, theirs))
     return seen
 
 

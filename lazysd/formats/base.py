@@ -11,7 +11,9 @@ from functools import cached_property
 from itertools import chain
 from typing import ClassVar, NamedTuple, Protocol
 
+from ..errors import MemoryBudgetError
 from ..facts import Absent
+from ..sizes import format_nbytes
 from ..stores.base import File, Listing, Place
 
 # Names of files that hold weights, or say where weights are: never copied as they are beside converted ones.
@@ -93,13 +95,22 @@ class Contents(NamedTuple):
     remarks: tuple[str, ...] = ()  # sentences for the user: what is left out, and which evidence decided
     named: frozenset[str] = frozenset()  # files that a remark names, and that need no other
     absent: Absent | None = None  # shards that belong to it and are not there; `opening` decides what comes of it
+    opening_nbytes: int = 0  # of memory that reading it took beyond its tensors; objects made later use it again
 
 
 class Folder:
     """What a user named, as containers see it: a folder, or one file of it."""
 
-    def __init__(self, place: Place):
-        self.store, self.named = place.store, place.name
+    def __init__(self, place: Place, max_memory: int | None = None):
+        self.store, self.named, self.max_memory = place.store, place.name, max_memory
+
+    def check_room(self, nbytes: int, what: str) -> None:
+        """Before so much memory is taken to read `what`. Raises MemoryBudgetError where the user allows less."""
+        if self.max_memory is not None and self.max_memory < nbytes:
+            raise MemoryBudgetError(
+                f"max_memory {format_nbytes(self.max_memory)} is too little to read {what}; "
+                f"the smallest that would do is {-(-nbytes // 1_000_000)}MB"
+            )
 
     @cached_property
     def listing(self) -> Listing:

@@ -24,10 +24,10 @@ class Needs(NamedTuple):
     thread_nbytes: int
 
     @classmethod
-    def of(cls, num_nodes: int, num_outputs: int, sink: Sink, computes: bool) -> Needs:
-        """Of a graph of so many nodes, from the sources to the outputs."""
+    def of(cls, num_nodes: int, num_outputs: int, sink: Sink, computes: bool, opened_nbytes: int = 0) -> Needs:
+        """Of a graph of so many nodes, from the sources to the outputs; its objects use again what opening took."""
         output_nbytes = OUTPUT_NBYTES + max(PROOF_NBYTES, sink.index_row_nbytes)
-        base_nbytes = BASE_NBYTES + NODE_NBYTES * num_nodes + output_nbytes * num_outputs
+        base_nbytes = BASE_NBYTES + max(NODE_NBYTES * num_nodes + output_nbytes * num_outputs, opened_nbytes)
         return cls(base_nbytes, SCRATCH_NBYTES + (COMPUTE_NBYTES if computes else 0))
 
     @property

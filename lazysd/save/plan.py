@@ -115,13 +115,13 @@ class Plan:
         return "nothing: every bit can be converted back"
 
 
-def _needs(tensors: Mapping[str, Node], sink: Sink) -> Needs:
+def _needs(tensors: Mapping[str, Node], sink: Sink, opened_nbytes: int) -> Needs:
     """What a save of the tensors takes of memory."""
     num_nodes, computes = 0, False
     for node in nodes(tensors.values()):
         num_nodes += 1
         computes = computes or isinstance(node.op, Computed)
-    return Needs.of(num_nodes, len(tensors), sink, computes)
+    return Needs.of(num_nodes, len(tensors), sink, computes, opened_nbytes)
 
 
 @many_nodes()
@@ -134,6 +134,7 @@ def make_plan(
     stem: str = "model",
     source_nbytes: int | None = None,
     sink: Sink | None = None,
+    opened_nbytes: int = 0,
 ) -> Plan:
     """Lay out the shards, prove the coverage and fit the work into `max_memory`.
 
@@ -144,6 +145,7 @@ def make_plan(
         stem: what the files' names begin with.
         sink: what files to write; safetensors by default.
         source_nbytes: bytes of all tensors that had been opened, to say what was left out; None where nobody knows.
+        opened_nbytes: of memory that opening has taken.
 
     Raises:
         MemoryBudgetError: less than the smallest feasible budget; the message names it.
@@ -153,7 +155,7 @@ def make_plan(
     shard_nbytes, budget = parse_size(max_shard_size), parse_size(max_memory)
     workers = workers if workers is None else crew.asked(workers)
     sink, proof = sink or sinks.get("safetensors"), _Proof()
-    needs = _needs(tensors, sink)
+    needs = _needs(tensors, sink, opened_nbytes)
     needs.check(budget, len(tensors))  # before anything more is held
     metadata = {**(metadata or {}), "format": "pt"}
     shards = lay_out(units_of(tensors, proof.add), shard_nbytes, metadata, stem, sink)
@@ -201,7 +203,8 @@ def plan_checkpoint(
     if facts.is_adapter:
         stem, max_shard_size = "adapter_model", sys.maxsize  # PEFT reads adapter_model.safetensors and no shards
     nodes, sink = uncached(tensors), sinks.get(format)
-    return make_plan(nodes, max_shard_size, max_memory, workers, facts.metadata, stem, facts.tensor_nbytes, sink)
+    about = (facts.metadata, stem, facts.tensor_nbytes, sink, facts.opening_nbytes)
+    return make_plan(nodes, max_shard_size, max_memory, workers, *about)
 
 
 class _Proof:

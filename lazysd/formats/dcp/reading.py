@@ -18,12 +18,16 @@ from ...errors import FormatError, UnsupportedCheckpointError
 from ...stores.base import File
 from ...stores.strict_json import show
 from ..base import Chunk, Contents, Folder, StoredTensor, sentence
-from ..pickles import Record, sizes_of, unpickle
+from ..pickles import most_nbytes, record, sizes_of, unpickle
 from ..torch_archive import Archive, Stored, span, stored_tensor
 
 METADATA = ".metadata"
 MAX_METADATA_NBYTES = 1 << 30
+BASE_NBYTES = 4 << 20  # of memory to open a folder, besides what its metadata take
 AGAIN = "the checkpoint is damaged or not from dcp.save; save it again"
+
+
+_PATHLIB = ("pathlib", "pathlib._local")
 
 
 class _Wanted(NamedTuple):
@@ -39,13 +43,24 @@ class _Wanted(NamedTuple):
 
 _TORCH = "torch.distributed.checkpoint."
 _RECORDS = {
-    (_TORCH + "metadata", name)
-    for name in (
-        *("Metadata", "TensorStorageMetadata", "BytesStorageMetadata", "TensorProperties", "ChunkStorageMetadata"),
-        *("MetadataIndex", "_MEM_FORMAT_ENCODING", "StorageMeta"),
+    (_TORCH + module, name): record(name, *fields)
+    for module, name, *fields in (
+        ("metadata", "Metadata", "state_dict_metadata", "storage_data"),
+        ("metadata", "TensorStorageMetadata", "properties", "size", "chunks"),
+        ("metadata", "ChunkStorageMetadata", "offsets", "sizes"),
+        ("metadata", "TensorProperties", "dtype"),
+        ("metadata", "MetadataIndex", "fqn", "offset"),
+        ("metadata", "BytesStorageMetadata"),
+        ("metadata", "_MEM_FORMAT_ENCODING"),
+        ("metadata", "StorageMeta"),
+        ("filesystem", "_StorageInfo", "relative_path", "offset", "length", "transform_descriptors"),
     )
-} | {(_TORCH + "filesystem", "_StorageInfo"), ("torch.serialization", "_get_layout")}
-_RECORDS |= {(module, name) for module in ("pathlib", "pathlib._local") for name in ("Path", "PosixPath")}
+} | {
+    (module, name): record(name)
+    for module, *names in (("torch.serialization", "_get_layout"), *((m, "Path", "PosixPath") for m in _PATHLIB))
+    for name in names
+}
+_NAMES = _RECORDS | {("torch", "Size"): tuple, ("collections", "OrderedDict"): OrderedDict}
 
 
 class Dcp:
@@ -62,12 +77,10 @@ class Dcp:
         file = folder.store.open(METADATA)
         if file.size > MAX_METADATA_NBYTES:
             raise FormatError(f"{file.path} has {file.size} bytes, expected at most {MAX_METADATA_NBYTES}; {AGAIN}")
-        names: dict[tuple[str, str], Any] = {key: type(key[1], (Record,), {"name": key[1]}) for key in _RECORDS}
-        names |= {("torch", "Size"): tuple, ("collections", "OrderedDict"): OrderedDict}
-        meta = unpickle(file.text(0, file.size), file.path, names, AGAIN)
-        where = folder.store.path
+        where, opening_nbytes = folder.store.path, BASE_NBYTES + most_nbytes(file.size)
+        folder.check_room(opening_nbytes, file.path)
         try:
-            described = _described(file.path, meta)
+            described = _described(file.path, unpickle(file.text(0, file.size), file.path, _NAMES, AGAIN))
             chunks: dict[str, list[Chunk]] = {key: [] for key in described.tensors}
             files = [_locate(folder, name, described.wanted[name], chunks) for name in sorted(described.wanted)]
         except (KeyError, TypeError, AttributeError, IndexError, ValueError, struct.error) as error:
@@ -80,7 +93,12 @@ class Dcp:
             what = sentence(len(described.objects), "pickled object", described.objects)
             remarks.append(f"{where}: what is no tensor is left out, {what}")
         return Contents(
-            tensors, tuple(files), {}, frozenset((METADATA, *(file.name for file in files))), tuple(remarks)
+            tensors,
+            tuple(files),
+            {},
+            frozenset((METADATA, *(file.name for file in files))),
+            tuple(remarks),
+            opening_nbytes=opening_nbytes,
         )
 
 
@@ -93,33 +111,39 @@ class _Described(NamedTuple):
 
 
 def _described(where: str, meta: Any) -> _Described:
+    """The metadata in few objects; what has been understood of `meta` is let go, for that is most of it."""
+    entries, storage = meta.state
+    if not isinstance(entries, dict) or not isinstance(storage, dict):
+        raise ValueError(f"expected tensors and their places, found {show(entries)} and {show(storage)}")
     places: dict[tuple[str, tuple[int, ...]], Any] = {}
-    for index, info in meta.state["storage_data"].items():
-        places[index.state["fqn"], tuple(index.state.get("offset") or ())] = info.state
+    while storage:
+        index, info = storage.popitem()
+        places[index.state[0], tuple(index.state[1] or ())] = info.state
     described = _Described({}, [], {})
-    for key, entry in meta.state["state_dict_metadata"].items():
+    for key in list(entries):
+        entry = entries.pop(key)
         if not isinstance(key, str):
             raise FormatError(f"{where}: expected names of tensors, found {show(key)}; {AGAIN}")
         if entry.name != "TensorStorageMetadata":
             described.objects.append(key)
             continue
-        properties, dims = entry.state["properties"].state, sizes_of(entry.state["size"])
-        dtype = (properties[0] if isinstance(properties, tuple) else properties["dtype"]).name
+        properties, size, chunks = entry.state
+        dtype, dims = properties.state[0].name, sizes_of(size)
         code = next((item.code for item in dtypes.DTYPES.values() if item.torch_name == dtype), None)
         if code is None:
             raise UnsupportedCheckpointError(f"{where}: {show(key)} is of dtype {dtype}, which safetensors cannot hold")
         described.tensors[key] = code, dims
-        for chunk in entry.state["chunks"]:
-            starts, sizes = sizes_of(chunk.state["offsets"]), sizes_of(chunk.state["sizes"])
+        for chunk in chunks:
+            starts, sizes = map(sizes_of, chunk.state)
             if (key, starts) not in places:
                 raise FormatError(f"{where}: {show(key)} has no data at {show(list(starts))}; {AGAIN}")
-            info = places[key, starts]
-            if info.get("transform_descriptors"):
-                how = show(info["transform_descriptors"])
-                raise UnsupportedCheckpointError(f"{where}: {show(key)} is compressed ({how}); save it plain")
+            name, *extent, transforms = places.pop((key, starts))
+            if transforms:
+                raise UnsupportedCheckpointError(
+                    f"{where}: {show(key)} is compressed ({show(transforms)}); save it plain"
+                )
             if prod(sizes):
-                at, nbytes = sizes_of((info["offset"], info["length"]))
-                name = info["relative_path"]
+                at, nbytes = sizes_of(extent)
                 if not isinstance(name, str):
                     raise ValueError(f"expected a file name, found {show(name)}")
                 described.wanted.setdefault(name, []).append(_Wanted(key, code, starts, sizes, at, nbytes))
