@@ -74,6 +74,12 @@ KINDS: dict[str, Callable[[Path], None]] = {
     "more beside weights": text("onnx/notes.md"),
     "weights deeper": weights("original/more/consolidated.safetensors"),
     "other weights": weights("extra.safetensors"),
+    "capitals": weights("EXTRA.SAFETENSORS"),
+    "a pickle in capitals": pickled("pytorch_model.BIN"),
+    "half a download": weights("model-00009.safetensors.incomplete"),
+    "a copy": weights("model.safetensors.bak"),
+    "an older one": weights("model.safetensors.1"),
+    "checksums": text("model.safetensors.sha256"),
     "gguf": text("model.Q4.gguf", b"GGUF"),
     "bin": pickled("pytorch_model.bin"),
     "training": pickled("training_args.bin"),
@@ -213,3 +219,10 @@ def test_a_config_that_cannot_be_opened_is_not_done_without(target: str, error: 
     (tmp_path / "source" / "config.json").symlink_to(target)
     with pytest.raises(error, match=r"config\.json"):
         lazysd.open(tmp_path / "source")
+
+
+def test_a_link_to_nothing_is_not_to_be_followed(tmp_path: Path) -> None:
+    alone(tmp_path / "source")
+    (tmp_path / "source" / "gone.json").symlink_to("nowhere")
+    (remark,) = lazysd.open(tmp_path / "source").remarks
+    assert remark.endswith("a link to nothing: 'gone.json'")

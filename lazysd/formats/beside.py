@@ -11,6 +11,7 @@ from collections.abc import Iterable
 from typing import Any, NamedTuple
 
 from ..stores.base import File
+from ..stores.folder import NOWHERE
 from ..stores.strict_json import listing, read_json
 from .base import WEIGHTS, Contents, Folder, sentence
 
@@ -19,6 +20,8 @@ MANIFEST = "lazysd.manifest.json"  # of the save that made this folder; the next
 ADAPTER_CONFIG, ADAPTER_STAMP = "adapter_config.json", "automodel_peft_config.json"
 _ADAPTER_FILES = (ADAPTER_CONFIG, ADAPTER_STAMP)
 _ADAPTER_WEIGHTS = re.compile(r"adapter_model\b.*")
+# what follows the suffix of half a download, or of an old copy
+_LEFT_BEHIND = re.compile(r"(\.(tmp|temp|part|partial|incomplete|bak|backup|old|orig|\d+)|~)$")
 _INDEX = re.compile(r".+\.(?:safetensors|bin|pt|pth)\.index(?:\.[^./]+)?\.json")
 
 
@@ -112,11 +115,17 @@ def _on_others(folder: Folder, contents: Contents) -> Iterable[str]:
         if name not in contents.used:
             kinds.setdefault(kind, []).append(name)
     for kind, names in kinds.items():
-        step = "; follow_links=True (--follow-links) copies what it points to" if "link" in kind else ""
+        step = (
+            "; follow_links=True (--follow-links) copies what it points to"
+            if "link" in kind and kind != NOWHERE
+            else ""
+        )
         yield f"not read and not copied from {folder.store.path}, {kind}: {listing(names)}{step}"
     if not folder.listing.is_whole:
         yield f"{folder.store.path} cannot be listed: only files of usual names were looked for"
 
 
 def _holds_weights(name: str) -> bool:
-    return name.endswith(WEIGHTS) or bool(_INDEX.fullmatch(os.path.basename(name)))
+    """Also in capitals, which some systems do not tell apart, and of copies and downloads that were left behind."""
+    plain = name.lower()
+    return _LEFT_BEHIND.sub("", plain).endswith(WEIGHTS) or bool(_INDEX.fullmatch(os.path.basename(plain)))

@@ -17,7 +17,7 @@ from .strict_json import show
 
 MOST_FILES = 100_000  # that are listed
 MOST_LEVELS = 16  # of subfolders that are looked into
-LINK = "a link out of the folder"
+LINK, NOWHERE = "a link out of the folder", "a link to nothing"
 _ALLOW = "allow it with follow_links=True (--follow-links)"
 
 
@@ -78,7 +78,7 @@ class LocalStore(Store):
                 return LINK
             return kind_of(entry.stat().st_mode)
         except FileNotFoundError:
-            return "a link to nothing"
+            return NOWHERE
         except OSError as error:
             return f"unreadable ({error.strerror})"
 
