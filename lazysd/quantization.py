@@ -25,7 +25,8 @@ EXPERTS_AND_ATTENTION = re.compile(
     r"(?:.*\.)?(?:mlp\.experts\.\d+\.(?:gate|up|down)_proj|self_attn\.[qkvo]_proj)\.weight"
 )
 
-_SCALES = ("k_scale", "v_scale", "q_scale", "kv_scale", "output_scale", "input_scale", "input_global_scale")
+_CACHES = ("k_scale", "v_scale", "q_scale", "kv_scale", "output_scale")
+_SCALES = (*_CACHES, "input_scale", "input_global_scale")
 
 
 @checked
@@ -97,8 +98,13 @@ def quantize(checkpoint: Checkpoint, scheme: str, keys: Iterable[str] | None = N
         return checkpoint
     if plain:
         config[found.lists] = plain
+    if any(key.endswith("input_global_scale") for key in tensors):
+        config = found.with_activations(config)
     whole = {**(checkpoint.config or {}), "quantization_config": config}
-    return checkpoint.like(tensors, **_stating(checkpoint, whole))
+    left = [key for key in tensors if key.endswith(_CACHES)]
+    remark = f"{listing(left)}: kept, though quantization_config says no more that a cache is quantised"
+    remarks = (*checkpoint.remarks, remark) if left and said else checkpoint.remarks
+    return checkpoint.like(tensors, **_stating(checkpoint, whole), remarks=remarks)
 
 
 def _stating(checkpoint: Checkpoint, config: dict[str, Any] | None) -> dict[str, Any]:

@@ -225,3 +225,31 @@ def test_a_global_scale_is_said_to_be_rounded_where_it_is(number: float, inverts
     tiny = source.like({**source, "q.weight_scale_2": lazysd.from_torch(torch.tensor(1e-39))})
     with pytest.raises(LayoutError, match=r"q\.weight: its global scale, 1e-39, has no reciprocal in float32"):
         quantize(tiny, "nvfp4-compressed")
+
+
+def test_what_compressed_tensors_says_of_what_it_takes_from_modelopt() -> None:
+    """Activations are quantised where scales of them are there, as its own converter states."""
+    from compressed_tensors.entrypoints.convert.converters.modelopt_nvfp4 import ModelOptNvfp4Converter
+    from compressed_tensors.quantization import QuantizationConfig
+
+    parts = {"q.weight": torch.randint(0, 256, (4, 16), dtype=torch.uint8), "q.weight_scale_2": torch.tensor(0.5)}
+    parts |= {"q.weight_scale": torch.ones(4, 2).to(torch.float8_e4m3fn), "q.input_scale": torch.tensor(0.25)}
+    parts |= {"q.k_scale": torch.tensor(0.5)}
+    config = {"quantization_config": {"quant_method": "modelopt", "kv_cache_quant_algo": "FP8"}}
+    source = lazysd.Checkpoint({key: lazysd.from_torch(part) for key, part in parts.items()}, config=config)
+    converter = ModelOptNvfp4Converter(targets=["re:.*q$"])
+    (theirs,) = converter._build_quant_config().config_groups.values()
+    made = quantize(source, "nvfp4-compressed")
+    for key, tensor in converter.process(dict(parts)).items():
+        assert torch.equal(
+            made[key].reshape(-1).materialize().view(torch.uint8), tensor.reshape(-1).view(torch.uint8)
+        ), key
+    (ours,) = QuantizationConfig.model_validate((made.config or {})["quantization_config"]).config_groups.values()
+    for side in ("weights", "input_activations"):
+        told, wanted = getattr(ours, side), getattr(theirs, side)
+        for name in ("num_bits", "type", "symmetric", "strategy", "group_size", "dynamic"):
+            assert getattr(told, name) == getattr(wanted, name), (side, name)
+    assert any("'q.k_scale': kept, though quantization_config says no more" in text for text in made.remarks)
+    alone = quantize(source.drop("*.input_scale", "*.k_scale"), "nvfp4-compressed")
+    assert "input_activations" not in (alone.config or {})["quantization_config"]["config_groups"]["group_0"]
+    assert not alone.remarks

@@ -164,6 +164,10 @@ class Scheme(ABC):
         """The quantization_config of a checkpoint whose weights were encoded with these settings."""
         self.refuse("write")
 
+    def with_activations(self, config: dict[str, Any]) -> dict[str, Any]:
+        """written_config() of weights beside which scales of activations stand."""
+        return config
+
     def refuse(self, verb: str) -> NoReturn:
         step = f"{verb} them with the tool that {'reads' if verb == 'write' else 'wrote'} them"
         raise LayoutError(f"lazysd does not {verb} {self.name} weights; {step}")

@@ -17,6 +17,8 @@ from .base import Form, Parts, Scheme, Settings, and_fused, expect
 from .nvfp4_modelopt import GROUP, constant, decoded, each_part, encoded, global_scale
 from .nvfp4_values import from_mxfp4, reciprocal
 
+WEIGHTS = {"num_bits": 4, "type": "float", "strategy": "tensor_group", "group_size": GROUP, "symmetric": True}
+
 
 class Nvfp4Compressed(Scheme):
     """FP4 codes, one E4M3 scale for 16 of them, and one F32 scale for all, to divide by."""
@@ -62,8 +64,15 @@ class Nvfp4Compressed(Scheme):
         return None
 
     def written_config(self, settings: Settings) -> dict[str, Any]:
-        weights = {"num_bits": 4, "type": "float", "strategy": "tensor_group", "group_size": GROUP, "symmetric": True}
-        return compressed.written("nvfp4-pack-quantized", weights, settings)
+        return compressed.written("nvfp4-pack-quantized", WEIGHTS, settings)
+
+    def with_activations(self, config: dict[str, Any]) -> dict[str, Any]:
+        made = compressed.written("nvfp4-pack-quantized", WEIGHTS, {})["config_groups"]
+        if config.get("config_groups") != made:  # a caller's own
+            return config
+        activations = {**WEIGHTS, "dynamic": "local"}
+        groups = {name: {**group, "input_activations": activations} for name, group in made.items()}
+        return {**config, "config_groups": groups}
 
 
 SCHEME = Nvfp4Compressed()
