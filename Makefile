@@ -16,7 +16,7 @@ BUILT_FROM := pyproject.toml setup.py lazysd/move/_turn.h lazysd/move/_strided.c
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test test-tiny test-peft018 lint fuzz families sanitize faults budget bench bench-peers clean check-python
+.PHONY: help demo test test-tiny test-peft018 lint fuzz families sanitize faults budget bench bench-full bench-peers clean check-python
 
 help:  ## this list
 	@grep -E '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z0-9-]+):.*## /\1\t/' | expand -t 16
@@ -60,8 +60,11 @@ budget: $(TEST)/.installed  ## every command at the default budget and at the sm
 families: $(TEST)/.installed  ## every family in every layout on random sizes, faults refused: SECONDS=600
 	$(TEST)/bin/python tests/fuzz_families.py --seconds $(or $(SECONDS),600)
 
-bench: $(TEST)/.installed  ## measure lazysd beside the alternatives
-	$(TEST)/bin/python benchmarks/run_all.py
+bench: $(TEST)/.installed  ## measure lazysd beside the alternatives, what takes minutes
+	$(TEST)/bin/python benchmarks/run_all.py --quick $(ARGS)
+
+bench-full: $(TEST)/.installed  ## all of it, an hour and 16 GB of disk: ARGS="--write results.md"
+	$(TEST)/bin/python benchmarks/run_all.py $(ARGS)
 
 bench-peers: $(PEERS)/.installed  ## whole jobs beside what others use for them: ARGS="--layers 2 --only grouped"
 	$(PEERS)/bin/python benchmarks/peers.py $(ARGS)

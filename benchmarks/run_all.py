@@ -1,6 +1,6 @@
-"""Run every benchmark and write RESULTS.md beside them; or some of them, and print.
+"""Run every benchmark, or the quick ones, or some of them; print what they say, or write it to a file.
 
-python benchmarks/run_all.py [--scratch /tmp] [--repeats 3] [--only convert load]
+python benchmarks/run_all.py [--scratch /tmp] [--repeats 3] [--quick | --only convert load] [--write results.md]
 """
 
 from __future__ import annotations
@@ -25,12 +25,11 @@ import ranks
 from measure import machine
 from synth import sparse_checkpoint
 
-RESULTS = Path(__file__).resolve().parent / "RESULTS.md"
 # Each gets a folder of its own, removed afterwards, and how often to repeat.
 PARTS: dict[str, Callable[[Path, int], str]] = {
     "open": lambda folder, repeats: opening.run(sparse_checkpoint(folder / "235b")),
     "convert": lambda folder, repeats: convert.run(folder, repeats=repeats),
-    "materialize": lambda folder, repeats: materialize.run(folder),
+    "materialize": materialize.run,
     "on_demand": lambda folder, repeats: on_demand.run(folder, repeats),
     "load": lambda folder, repeats: load.run(folder, repeats),
     "adapter": lambda folder, repeats: adapter.run(repeats=repeats),
@@ -39,29 +38,39 @@ PARTS: dict[str, Callable[[Path, int], str]] = {
     "look": lambda folder, repeats: look.run(folder, repeats),
     "merge": lambda folder, repeats: merge.run(folder, repeats=repeats),
 }
-NOT_RUN = """### On a GPU
+QUICK = ("open", "adapter", "materialize", "lora_graph", "look")  # minutes altogether, and 5 GB of disk
 
-Not measured: no machine with one was at hand. The ring of pinned buffers, its streams and its order are tested on
-the CPU through the same code (`tests/test_device.py`); the tests marked `gpu` run wherever there is a CUDA device.
-"""
+
+def gpu() -> str:
+    """What GPU there is. The parts above run on the CPU, whether or not there is one."""
+    import torch
+
+    if torch.cuda.is_available():
+        return f"### On a GPU\n\n{torch.cuda.get_device_name()} is here, but no part measures it.\n"
+    return "### On a GPU\n\nNot measured: torch finds none here.\n"
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--scratch", type=Path, help="folder on the disk to measure; takes about 16 GB")
     parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--only", nargs="+", choices=PARTS, help="print these instead of writing RESULTS.md")
+    which = parser.add_mutually_exclusive_group()
+    which.add_argument("--quick", action="store_true", help="what takes minutes: " + ", ".join(QUICK))
+    which.add_argument("--only", nargs="+", choices=PARTS)
+    parser.add_argument("--write", type=Path, help="a file for all of it, in Markdown")
     given = parser.parse_args()
     sections = []
     with tempfile.TemporaryDirectory(dir=given.scratch) as scratch:
         described = machine(Path(scratch))
-        for name in given.only or PARTS:
+        for name in given.only or (QUICK if given.quick else PARTS):
             folder = Path(scratch) / name
             folder.mkdir()
             sections.append(PARTS[name](folder, given.repeats))
             print(sections[-1], flush=True)
             shutil.rmtree(folder)
-    if given.only:
+    sections.append(gpu())
+    print(sections[-1])
+    if given.write is None:
         return
     head = (
         "# Results\n\n"
@@ -70,7 +79,7 @@ def main() -> None:
         "The machine is virtual and shares its memory and disk with others: the same side may take twice as long a "
         "minute later. Ratios of medians say more than seconds; what a limit misses is marked.\n"
     )
-    RESULTS.write_text("\n".join([head, *sections, NOT_RUN]))
+    given.write.write_text("\n".join([head, *sections]))
 
 
 if __name__ == "__main__":
