@@ -1,7 +1,9 @@
 """Every family in every layout on random sizes, there and back and with faults, for as long as asked: `make families`.
 
-A fault (an expert's tensor missing, one too many, of another name, shape or dtype) has to be refused; the rest has to
-come back with the very bits. Prints what it has checked, or the smallest failing case there is.
+A fault (experts missing, too many or doubled, a projection or another shape, dtype or name of a tensor, see
+lazysd.testing.conformance.faults) has to be refused; the rest has to come back with the very bits, and experts alone,
+without a config.json, give what their family gives or are refused. Prints what it has checked, or the smallest failing
+case there is.
 """
 
 from __future__ import annotations
@@ -32,8 +34,10 @@ def main() -> None:
             suite.family, suite.max_examples = name, args.examples
             suite.test_a_fault_is_refused()
             suite.test_there_and_back()
+            suite.test_experts_alone_are_right_or_refused()
             counts["faults"] += 3 * args.examples
             counts["round trips"] += args.examples * len(suite.weights())
+            counts["experts alone"] += args.examples
             counts["families"] += 1
     took = time.monotonic() - start
     shown = ", ".join(f"{count} {what}" for what, count in counts.items())

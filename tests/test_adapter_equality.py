@@ -115,7 +115,8 @@ def _saving_another_alpha(save: Any) -> Any:
 
 def test_words_say_what_was_compared(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     tensors = {expert_key(e, w): torch.randn(4, 4) for e in range(3) for w in ("gate", "up", "down")}
-    src, out = str(write(tmp_path / "src", tensors, config={"num_experts": 3})), str(tmp_path / "out")
+    config = {"model_type": "qwen3_moe", "num_experts": 3}
+    src, out = str(write(tmp_path / "src", tensors, config=config)), str(tmp_path / "out")
     assert main(["convert", src, out, "--to", "nemo", "--verify"]) == 0
     assert f"verified: {out} holds {src} as layout nemo, 2 tensors" in capsys.readouterr().out
     assert main(["diff", src, out, "--no-values"]) == 0

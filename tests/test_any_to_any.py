@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from functools import cache
 from itertools import permutations
 from typing import Any
 
 import pytest
 import torch
 from checkpoints import assert_same
-from hypothesis import HealthCheck, find, settings
+from hypothesis import HealthCheck, Phase, given, settings
 
 import lazysd
 from lazysd.layouts import Layout, registry
@@ -24,16 +23,21 @@ def layouts_of(family: str) -> list[Layout]:
     return [layout for layout in registry.layouts_of(family) if not layout.name.startswith("peft")]
 
 
-@cache
 def drawn(family: str, prefix: str) -> Any:
-    """A state dict of the family, ten and more experts among two layers."""
-    strategy = state_dicts(family, "hf", dtypes=[torch.float32], prefixes=(prefix,), max_layers=2, scenery=False)
-    quick = settings(max_examples=200, database=None, suppress_health_check=list(HealthCheck))
+    """A state dict of the family, ten and more experts in each of two layers. Drawn once: shrinking takes long."""
+    sizes = {"e": 11}
+    strategy = state_dicts(
+        family, "hf", dtypes=[torch.float32], prefixes=(prefix,), sizes=sizes, max_layers=2, scenery=False
+    )
+    found: list[Any] = []
 
-    def is_large(state: Any) -> bool:
-        return state.sizes.get("e", 10) >= 10 and len({*state.sizes.values()}) > 2
+    @given(strategy)
+    @settings(max_examples=8, database=None, phases=[Phase.generate], suppress_health_check=list(HealthCheck))
+    def draw(state: Any) -> None:
+        found.append(state)
 
-    return find(strategy, is_large, settings=quick)
+    draw()
+    return max(found, key=lambda state: len({*state.sizes.values()}))
 
 
 def prefix_of(family: str, otherwise: str) -> str:
@@ -60,30 +64,3 @@ def test_every_pair(family: str) -> None:
         assert_same(straight, made[other])
         back = straight.convert("hf")
         assert all(back[key] is ckpt[key] for key in ckpt), (one, other)
-
-
-def convert(state: dict[str, torch.Tensor], to: str, family: str, config: dict[str, Any]) -> list[str]:
-    return list(lazysd.convert(state, to, "hf", family, config))
-
-
-@pytest.mark.parametrize("family", FAMILIES)
-def test_faults_are_refused(family: str) -> None:
-    """An expert's tensor missing, one too many, one of another shape or dtype: never converted."""
-    state = drawn(family, prefix_of(family, "model."))
-    key = next((key for key in state if ".experts.9." in key), None)
-    if key is None:
-        pytest.skip("experts are stacked on disk: none is missing, extra or doubled")
-    other = state[key].new_zeros([size + 1 for size in state[key].shape])
-    extra = key.replace("experts.9.", "experts.9000.")
-    odd = key.replace("experts.", "experts.0")
-    for name, broken in {
-        "missing": {k: v for k, v in state.items() if k != key},
-        "extra": {**state, extra: state[key]},
-        "spelt otherwise": {**state, odd: state[key]},
-        "another shape": {**state, key: other},
-        "another dtype": {**state, key: state[key].to(torch.float16)},
-        "a stranger": {**state, key.rsplit(".", 1)[0] + ".zero_point": state[key]},
-    }.items():
-        for layout in layouts_of(family):
-            with pytest.raises(lazysd.errors.LayoutError):
-                pytest.fail(f"{name}: converted to {layout.name}: {convert(broken, layout.name, family, state.config)}")

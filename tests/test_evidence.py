@@ -318,6 +318,49 @@ def test_stacked_experts_alone_are_of_any_family(model_type: str) -> None:
             lazysd.convert(bare, to="hf", **more)
 
 
+@pytest.mark.parametrize("family", ["qwen3_moe", "minimax_m2", "kimi_linear", "deepseek_v3"])
+def test_grouped_experts_alone_are_of_any_family(family: str) -> None:
+    """NeMo calls those of Qwen3-MoE and MiniMax-M2 the same, vLLM does not; Megatron does."""
+    bare = {
+        "model.layers.0.mlp.experts.gate_and_up_projs": noise((3, 4, 10)),
+        "model.layers.0.mlp.experts.down_projs": noise((3, 5, 4)),
+    }
+    for to in ("hf", "vllm", "hf-fused"):
+        with pytest.raises(LayoutError, match=rf"the keys fit several families, whose '{to}' differ: .*family="):
+            lazysd.convert(bare, to)
+        assert len(lazysd.convert(bare, to, family=family)) in (2, 9)
+    assert_same(lazysd.convert(bare, "nemo"), bare)
+    assert_same(lazysd.convert(bare, "megatron"), lazysd.convert(bare, "megatron", family="qwen3_moe"))
+
+
+def test_a_third_layout_beside_the_stated_one_is_refused() -> None:
+    """The same experts twice, in two forms whose keys do not meet."""
+    hf = {
+        f"model.layers.0.block_sparse_moe.experts.{e}.{w}.weight": noise((4, 4))
+        for e in range(3)
+        for w in ("w1", "w2", "w3")
+    }
+    grouped = lazysd.convert(hf, "nemo", "hf", "minimax_m2")
+    for source in ("hf", None):
+        with pytest.raises(LayoutError, match=r"side by side.*mlp\.experts|mlp\.experts.*side by side"):
+            lazysd.convert({**hf, **grouped}, "vllm", source, "minimax_m2")
+
+
+def test_a_stack_that_one_layer_lacks_is_missing() -> None:
+    """Also where experts are stacked on disk, below modules of their own."""
+    layers = {
+        f"model.language_model.layers.{n}.mlp.experts.{k}.weight": noise(dims)
+        for n in (0, 1)
+        for k, dims in (("fc1", (3, 4, 10)), ("fc2", (3, 5, 4)))
+    }
+    config = {"model_type": "aria_text", "hidden_size": 4, "moe_num_experts": 3, "intermediate_size": 5}
+    assert len(lazysd.convert(layers, "vllm", config=config)) == 4
+    layers.pop("model.language_model.layers.1.mlp.experts.fc1.weight")
+    for to in ("hf", "hf-fused", "vllm"):
+        with pytest.raises(LayoutError, match=r"missing: .*layers\.1\.mlp\.experts\.fc1.*is a shard incomplete"):
+            lazysd.convert(layers, to, config=config)
+
+
 def test_where_a_second_kind_of_experts_starts_is_advised_so_that_it_works() -> None:
     pytest.importorskip("transformers")
     model = saved("ernie4_5_vl_moe")

@@ -11,7 +11,8 @@ from ..arguments import checked
 from ..errors import LayoutError
 from ..tensor.lazy import LazyTensor
 from . import registry
-from .detect import STATE, Found, agreed, find, model_type_of, unknown
+from .agreement import agreed
+from .detect import STATE, Found, find, model_type_of, unknown
 from .evidence import Evidence
 from .rule import Layout
 from .sizes import stated_over
@@ -66,7 +67,7 @@ def choose(
     if not found.layouts:
         raise LayoutError(f"cannot convert {shown}: {found.why}" if found.why else _no_key(shown, family))
     if len(found.layouts) > 1:
-        origin, target = agreed(found, to, tensors)
+        origin, target = agreed(found, to, tensors, whole)
     else:
         (origin,) = found.layouts
         target = registry.get(to, origin.family)
@@ -75,6 +76,8 @@ def choose(
             f"no key of {shown} is of layout {origin.name!r} of family {origin.family!r}, which was stated; nothing "
             f"would be converted. {STATE[0].upper()}{STATE[1:]}"
         )
+    if source is not None and not trusted:
+        _refuse_mixture(tensors, origin, target, shown)
     stays = target is origin
     origin = origin.bound(whole)
     target = origin if stays else target.bound(whole)
@@ -89,6 +92,23 @@ def choose(
                 f"is not known; state {name}: config={said}, or a config.json beside the files that says so"
             )
     return Choice(origin, target, whole, sizes, firsts)
+
+
+def _refuse_mixture(tensors: Mapping[str, LazyTensor], origin: Layout, target: Layout, shown: object) -> None:
+    """Raise LayoutError where keys of a third layout of the family stand beside those of the one that was stated.
+
+    Where keys of the target are there already, the conversion says what would become the same key.
+    """
+    evidence = Evidence(tensors)
+    known = [rule.ends(False).template for rule in origin.rules] + list(target.own_keys)
+    others = {t.text: t for layout in registry.layouts_of(str(origin.family)) for t in layout.own_keys}
+    for key in evidence.matched(others.values()).values():
+        if all(template.match(key) is None for template in known):
+            raise LayoutError(
+                f"{key} of {shown} is of no rule of layout {origin.name!r} of family {origin.family!r}, which was "
+                "stated, but of another layout of that family: keys of two layouts stand side by side; convert each "
+                "alone (--include, select), or correct the layout that is stated (source=, --from)"
+            )
 
 
 def _stated(

@@ -28,26 +28,26 @@ def compose(origin: Layout, target: Layout, tensors: Mapping[str, LazyTensor]) -
     """
     if origin.is_hub or target.is_hub or origin is target or _takes_apart(origin) or _takes_apart(target):
         return None
-    goals = {_hub(rule): rule for rule in target.rules}
+    goals = {hub_end(rule): rule for rule in target.rules}
     ends: list[End] = []
     met: set[tuple[str, str]] = set()
     counts: dict[str, int] = {}
     for rule in origin.rules:
-        goal = goals.get(_hub(rule))
+        goal = goals.get(hub_end(rule))
         plain = not (rule.shared or rule.diagonal or rule.rename)
         if goal is not None and plain and not (goal.shared or goal.diagonal or goal.rename):
             here, there = rule.ends(False), goal.ends(True)
             ends.append(End(here.template, here.side, there.target, there.target_side, rule))
-            met.add(_hub(rule))
+            met.add(hub_end(rule))
             counts |= {
                 axis: len(here.target.words[axis]) for axis in here.target_side.keys if axis in here.target.words
             }
         elif not rule.rename and any(rule.ends(False).template.match(key) is not None for key in tensors):
             return None
-    on = tuple(rule for rule in target.rules if _hub(rule) not in met)
+    on = tuple(rule for rule in target.rules if hub_end(rule) not in met)
     if any(rule.ends(True).template.match(key) is not None for rule in on if not rule.rename for key in tensors):
         return None
-    back = tuple(rule for rule in origin.rules if _hub(rule) not in met)
+    back = tuple(rule for rule in origin.rules if hub_end(rule) not in met)
     near = neighbourhoods([rule.ends(False) for rule in origin.rules] + [rule.ends(True) for rule in target.rules])
     refuses = {**origin.refuses, **target.refuses}
     beside = (*origin.beside, *target.beside)
@@ -61,6 +61,6 @@ def _takes_apart(layout: Layout) -> bool:
     return any(rule.afters or parse_key(rule.hf).shifts for rule in layout.rules if not rule.rename)
 
 
-def _hub(rule: Rule) -> tuple[str, str]:
+def hub_end(rule: Rule) -> tuple[str, str]:
     """The end of a rule in the hub."""
     return rule.hf, str(parse_axes(rule.axes, rule.shared, rule.diagonal)[0])

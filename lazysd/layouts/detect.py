@@ -134,12 +134,8 @@ def _among(
 def _unfit(layout: Layout, evidence: Evidence, config: Mapping[str, Any] | None) -> str | None:
     """Why a layout of one family among many is not what the keys and shapes are of."""
     table = registry.families().get(layout.family)
-    alone = layout.name == "hf-fused" and all(
-        any(template.match(key) for template in layout.own_keys) for key in evidence.kinds.values()
-    )
-    for end in (
-        table.has if table and not alone else ()
-    ):  # stacked experts alone show nothing of what stands beside them
+    alone = all(any(template.match(key) for template in layout.own_keys) for key in evidence.kinds.values())
+    for end in table.has if table and not alone else ():  # experts alone show nothing of what stands beside them
         if not any(key.endswith(end) for key in evidence.kinds.values()):
             return f"no key ends in {end}"
     for end in table.lacks if table else ():
@@ -222,48 +218,3 @@ def _stays(rule: Rule) -> bool:
 
 def _writer(text: str, candidates: Iterable[Layout]) -> str:
     return next(layout.name for layout in candidates if any(t.text == text for t in layout.own_keys))
-
-
-def agreed(found: Found, target: str, evidence: Mapping[str, Any]) -> tuple[Layout, Layout]:
-    """(origin, target) of a conversion, where all families that fit the keys agree on its result.
-
-    Raises LayoutError naming the families where they do not, or where none of them has the target.
-    """
-    shown = Evidence(evidence)
-    ways: dict[tuple[tuple[str, ...], ...], list[tuple[Layout, Layout]]] = {}
-    refusals: list[LayoutError] = []
-    for origin in found.layouts:
-        try:
-            goal = registry.get(target, origin.family)
-        except LayoutError as error:
-            refusals.append(error)
-            continue
-        ways.setdefault(_result(shown, origin, goal), []).append((origin, goal))
-    if not ways:
-        raise (
-            refusals[0]
-            if len(refusals) == 1
-            else LayoutError(
-                f"no family that fits the keys has a layout {target!r}: {', '.join(o.family for o in found.layouts)}; "
-                f"{STATE}"
-            )
-        )
-    if len(ways) > 1:
-        groups = "; or ".join(", ".join(origin.family for origin, _ in pairs[:6]) for pairs in ways.values())
-        raise LayoutError(
-            f"without a config.json that states model_type, the keys fit several families, whose {target!r} differ: "
-            f"{groups}; {STATE}"
-        )
-    (pairs,) = ways.values()
-    return next((pair for pair in pairs if pair[0].family == registry.FIRST), pairs[0])
-
-
-def _result(evidence: Evidence, origin: Layout, goal: Layout) -> tuple[tuple[str, ...], ...]:
-    """What a conversion does to the keys that are there: rules used on the way to the hub, and from it."""
-    to_hub = [(rule.hf, rule.to, rule.axes) for rule, _ in evidence.used(origin)]
-    hubs = {rule.hf for rule, _ in evidence.used(origin)}
-    used = []
-    for rule in goal.rules:
-        if rule.hf in hubs or evidence.first(rule.ends(True).template) is not None:
-            used.append((rule.hf, rule.to, rule.axes))
-    return (*sorted(to_hub), ("",), *sorted(used))

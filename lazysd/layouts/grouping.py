@@ -48,6 +48,10 @@ class Table:
             found[template.text] |= {tuple(sorted(f.items())) for key in keys if (f := template.match(key)) is not None}
         return replace(self, stands={number: frozenset(found[template.text]) for number, template in bound.items()})
 
+    def refused(self, key: str) -> list[str]:
+        """Why a key is not carried: the reasons of the templates that it is of."""
+        return [why for text, why in self.refuses.items() if "{" in text and _is_refused(key, text)]
+
     def _counts(self, claim: tuple[int, dict[str, str]]) -> bool:
         """Whether the rule of a claim counts with these fields."""
         stands = self.stands.get(claim[0])

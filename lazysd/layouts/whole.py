@@ -6,9 +6,12 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 
 from ..errors import MissingExpertsError
+from .keys import parse_key
 from .rule import End
 
 _PROJECTION = re.compile(r"\{\w+\}\.(\{\w+:[^}]*\}|\w+)\.(weight|bias)$")  # of one expert, in the hub's keys
+_STACKED = re.compile(r"\(?e[0-9]*( \(?[ghi][0-9]*\)?)+\)? ->")  # axes of a tensor of all experts
+_STACK = re.compile(r"\b[ez]([0-9]*)[du]?\b")  # which of several lists of experts an axis counts
 Fixed = tuple[tuple[str, str], ...]  # the fields that all keys of a group share: prefix, layer
 
 
@@ -20,12 +23,11 @@ def check_layers(ends: Sequence[End], groups: Iterable[tuple[int, Fixed]]) -> No
     """
     places: dict[int, set[Fixed]] = {}
     for number, fixed in groups:
-        if _is_of_experts(ends[number]):
+        if is_of_experts(ends[number]):
             places.setdefault(number, set()).add(fixed)
     stacks: dict[tuple[str, ...], list[int]] = {}
     for number in places:
-        template, side = ends[number][:2]
-        stacks.setdefault((template.neighbourhood(side.keys).pattern, str(template.shifts)), []).append(number)
+        stacks.setdefault(stack_of(ends[number]), []).append(number)
     for numbers in stacks.values():
         everywhere = set().union(*(places[number] for number in numbers))
         for number in numbers:
@@ -33,8 +35,23 @@ def check_layers(ends: Sequence[End], groups: Iterable[tuple[int, Fixed]]) -> No
                 _refuse(ends, number, min(missing), numbers, places)
 
 
-def _is_of_experts(end: End) -> bool:
-    return not end.rule.rename and _PROJECTION.search(end.rule.hf) is not None
+def is_of_experts(end: End) -> bool:
+    """Whether a rule is of weights or biases; what has other axes than theirs, such as a scale, may stand anywhere."""
+    rule = end.rule
+    if rule.rename:
+        return False
+    return _PROJECTION.search(rule.hf) is not None or _STACKED.match(rule.axes) is not None
+
+
+def stack_of(end: End) -> tuple[str, ...]:
+    """What the rules of one stack of experts have in common: the layer's key in the hub, and which list it is."""
+    template, side = parse_key(end.rule.hf), end.rule.ends(True).side
+    last = max(
+        (n for n, t in enumerate(template.tokens) if t.kind != "literal" and t.text not in side.keys), default=-1
+    )
+    head = "".join(token.loose for token in template.tokens[: last + 1])
+    found = _STACK.search(end.rule.axes)
+    return head, found[1] if found else "", str(template.shifts)
 
 
 def _refuse(

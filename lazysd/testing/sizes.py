@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from math import prod
 from typing import Any
 
 from hypothesis import strategies as st
+
+from ..layouts import Layout
 
 MAX_SIZES = {"e": 13}  # axes that live in key names; every other axis has at most MAX_SIZE
 MAX_SIZE = 9
@@ -41,3 +43,12 @@ class DrawnSizes:
             return self["i"] * (2 if self.shape == "twice" else 1)
         sizes = st.integers(low, max(low, min(high, 6))) | st.integers(max(low, min(high, 10)), high)
         return int(self.draw(sizes if axis == "e" else st.integers(low, high), label=f"size of axis {axis}"))
+
+
+def sums(table: Layout) -> Iterator[tuple[str, str, str]]:
+    """(axis, axis of the first summand, name of the second) where config.json states a size as a sum."""
+    by_name = {names[0]: axis for axis, names in table.sizes.items()}
+    for text, axis in by_name.items():
+        base, plus, more = text.partition(" + ")
+        if plus and base in by_name:
+            yield axis, by_name[base], more

@@ -18,7 +18,7 @@ from .. import layouts
 from ..dtypes import from_torch
 from ..layouts import Layout, Rule
 from .layers import leave_out
-from .sizes import DrawnSizes, Sizes
+from .sizes import DrawnSizes, Sizes, sums
 from .values import StateDict, state_dict
 
 PREFIXES = ("model.", "", "model.language_model.", "language_model.", "base_model.model.model.")
@@ -141,6 +141,8 @@ def _drawn(
         numbers = [1, 10]  # one a prefix of the other
     said = {axis: int(names[0]) for axis, names in table.sizes.items() if names and names[0].isdecimal()}
     drawn = DrawnSizes(draw, said | dict(sizes or {}), (*_same_names(table), *tied))
+    for axis, base, _ in sums(table):
+        drawn.known[axis] = drawn[base] + draw(st.integers(0, 2))
     code_of = _dtype_rule(draw, dtypes)
     entries: Entries = {}
     if scenery is True and draw(st.integers(0, 5), label="nothing beside the experts") == 0:
@@ -212,6 +214,7 @@ def _config(family: str, table: Layout, sizes: DrawnSizes) -> dict[str, Any]:
         for step in path:
             inner = inner.setdefault(step, {})
         inner[name] = [*inner.get(name, ()), sizes[axis]] if place else sizes[axis]
+    config |= {more: sizes[axis] - sizes[base] for axis, base, more in sums(table)}
     if "n" in sizes.known:
         config |= {"num_attention_heads": sizes["n"] * sizes["m"], "num_key_value_heads": sizes["n"]}
         config |= {"head_dim": sizes["b"]}

@@ -12,7 +12,6 @@ import re
 from itertools import permutations
 from typing import Any
 
-import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -24,11 +23,9 @@ from ...layouts import Layout
 from ..comparing import assert_same_bytes
 from ..conversions import assert_round_trip
 from ..strategies import PREFIXES, checkpoints, state_dicts
+from .faults import Fault, faults, places
 
 PLAIN = (torch.bfloat16, torch.float32)
-FAULTS = ("missing", "extra", "renamed", "shape", "dtype")
-_NUMBER = re.compile(r"(?<=[._])[0-9]+(?=\.)")
-_EXPERT = re.compile(r"(experts\.(?:expert_)?)[0-9]+(?=\.)")
 
 
 def prefixes_of(layout: Layout) -> tuple[str, ...]:
@@ -55,35 +52,6 @@ def there_and_back(layout: Layout, max_examples: int = 4) -> None:
     check()
 
 
-def spoiled(state_dict: Any, keys: list[str], fault: str, key: str) -> dict[str, torch.Tensor] | None:
-    """The state dict with one fault at a key of an expert; None where its form has no such fault.
-
-    Args:
-        keys: every key of experts.
-        fault: "missing", "extra", "renamed", "shape" or "dtype".
-        key: one of `keys`.
-    """
-    wrong = dict(state_dict)
-    alone = sum(_NUMBER.sub("0", other) == _NUMBER.sub("0", key) for other in keys) < 2
-    if fault != "shape" and not _EXPERT.search(key):
-        return None
-    if fault == "missing":
-        if alone:
-            return None
-        del wrong[key]
-    elif fault == "extra":
-        wrong[_EXPERT.sub(r"\g<1>97", key)] = wrong[key]
-    elif fault == "renamed":
-        wrong[key.replace("_proj", "_projection") if "_proj" in key else key + "_x"] = wrong.pop(key)
-    elif fault == "shape":
-        wrong[key] = torch.cat([wrong[key], wrong[key][:1]])
-    else:
-        if sum(_EXPERT.sub(r"\1", other) == _EXPERT.sub(r"\1", key) for other in keys) < 2:
-            return None
-        wrong[key] = wrong[key].double()
-    return wrong
-
-
 class FamilySuite:
     """Tests of one family in all its layouts of weights; layouts of LoRA have their own."""
 
@@ -93,6 +61,10 @@ class FamilySuite:
     def weights(self) -> list[Layout]:
         """The family's layouts of weights."""
         return [layout for layout in layouts.all_layouts(self.family) if not layout.name.startswith("peft")]
+
+    def prefixes(self) -> tuple[str, ...]:
+        """What keys may begin with in every layout of the family."""
+        return tuple(one for one in PREFIXES if all(one in prefixes_of(layout) for layout in self.weights()))
 
     def test_its_layouts_meet_in_hf(self) -> None:
         assert layouts.get("hf", self.family).rules
@@ -107,7 +79,7 @@ class FamilySuite:
     def test_every_pair_agrees(self) -> None:
         """From one layout straight to another is what the way over hf gives."""
 
-        @given(checkpoints(self.family, dtypes=PLAIN, max_layers=2, prefixes=("model.",)))
+        @given(checkpoints(self.family, dtypes=PLAIN, max_layers=2, prefixes=self.prefixes()))
         @settings(max_examples=self.max_examples, deadline=None, suppress_health_check=list(HealthCheck))
         def check(state_dict: Any) -> None:
             stated = {"family": self.family, "config": state_dict.config}
@@ -118,25 +90,57 @@ class FamilySuite:
         check()
 
     def test_a_fault_is_refused(self) -> None:
-        """An expert's tensor missing, one too many, of another name, shape or dtype: never converted."""
-        own = layouts.get("hf", self.family).own_keys
-        names = [layout.name for layout in self.weights()]
+        """What is wrong in any layout is never converted to any other, and a part converts to a part; see faults."""
 
-        @given(checkpoints(self.family, dtypes=PLAIN, max_layers=2, prefixes=("model.",)), st.data())
+        @given(checkpoints(self.family, dtypes=PLAIN, max_layers=2, prefixes=self.prefixes()), st.data())
         @settings(max_examples=3 * self.max_examples, deadline=None, suppress_health_check=list(HealthCheck))
         def check(state_dict: Any, data: st.DataObject) -> None:
-            keys = [key for key in state_dict if any(template.match(key) is not None for template in own)]
-            key = data.draw(st.sampled_from(keys))
-            fault = data.draw(st.sampled_from(FAULTS if _EXPERT.search(key) else ("shape",)))
-            wrong = spoiled(state_dict, keys, fault, key)
-            if wrong is None:
-                return
-            name = data.draw(st.sampled_from(names))
-            with pytest.raises(LayoutError) as caught:
-                convert(wrong, name, "hf", self.family, state_dict.config)
-            assert not re.search(r"exclude|drop\(", str(caught.value)), "no message advises to drop what is needed"
+            source, target, other = (data.draw(st.sampled_from(self.weights())) for _ in range(3))
+            stated = {"family": self.family, "config": state_dict.config}
+            whole = dict(convert(dict(state_dict), source.name, "hf", **stated))
+            elsewhere = convert(dict(state_dict), other.name, "hf", **stated)
+            fault = data.draw(st.sampled_from(faults(whole, source, state_dict.config, elsewhere)))
+            assert_right(fault, whole, source.name, target.name, stated)
 
         check()
+
+    def test_experts_alone_are_right_or_refused(self) -> None:
+        """Without a config or a family: what the family would give, or an error."""
+
+        @given(checkpoints(self.family, dtypes=PLAIN, max_layers=1, prefixes=self.prefixes()), st.data())
+        @settings(max_examples=self.max_examples, deadline=None, suppress_health_check=list(HealthCheck))
+        def check(state_dict: Any, data: st.DataObject) -> None:
+            source, target = (data.draw(st.sampled_from(self.weights())).name for _ in range(2))
+            hub = {
+                place.key: state_dict[place.key] for place in places(state_dict, self.weights()[0], state_dict.config)
+            }
+            stated = {"family": self.family, "config": state_dict.config}
+            alone = dict(convert(hub, source, "hf", **stated))
+            try:
+                found = convert(dict(alone), target)
+            except LayoutError:
+                return
+            assert_same_bytes(found, convert(alone, target, source, **stated))
+
+        check()
+
+
+def assert_right(fault: Fault, whole: dict[str, Any], source: str, target: str, stated: Any) -> None:
+    """A fault is refused with an error that says where it is, and what may stand alone is converted exactly."""
+    what = f"{fault.name}, {source} to {target}"
+    try:
+        found = convert(dict(fault.tensors), target, source, **stated)
+    except LayoutError as error:
+        said = str(error)
+    else:
+        assert not fault.refused, f"{what}: converted to {list(found)}"
+        wanted = convert(dict(whole), target, source, **stated)
+        assert_same_bytes(found, {key: wanted[key] for key in found})
+        assert_same_bytes(convert(found, source, target, **stated), fault.tensors)
+        return
+    assert fault.refused, f"{what}: {said}"
+    assert any(one in said for one in fault.about), f"{what}: the error names none of {fault.about}: {said}"
+    assert not re.search(r"exclude|drop\(", said), f"{what}: advice to drop what is needed: {said}"
 
 
 class DialectSuite:
