@@ -12,7 +12,7 @@ from ..graph.boxes import Box, box_dims, tiles
 from ..graph.compute import Computed
 from ..graph.leaves import FileRange
 from ..graph.node import Node
-from ..graph.walk import dense_pieces
+from ..graph.walk import below, dense_pieces
 from .blocks import run_of
 
 COMPUTE_TILE_NBYTES = 8 << 20  # of a computed tile: operands, temporaries, result
@@ -47,9 +47,14 @@ def tile_limit(node: Node, box: Box, preferred_nbytes: int, most_nbytes: int) ->
             break
     limits.append(nbytes)
     for limit in sorted(limit for limit in limits if preferred_nbytes <= limit <= most_nbytes):
-        if not is_gappy(dense_pieces(node, next(tiles(box, itemsize, limit)))):
+        if not _reads_gaps(node, next(tiles(box, itemsize, limit))):
             return limit
-    return min(preferred_nbytes, most_nbytes) if is_gappy(dense_pieces(node, box)) else min(most_nbytes, nbytes)
+    return min(preferred_nbytes, most_nbytes) if _reads_gaps(node, box) else min(most_nbytes, nbytes)
+
+
+def _reads_gaps(node: Node, box: Box) -> bool:
+    """Whether filling a box of a node, computed or not, reads along what is not wanted."""
+    return is_gappy(below(dense_pieces(node, box), compute_tiles))
 
 
 MAX_UNGLUED = 64  # pieces that wait for a neighbour: what joins stands close together, and there may be millions
