@@ -18,10 +18,18 @@
 #include "_turn.h"
 
 enum { MAX_AXES = 64, MAX_TILE = 64, ALIASING_NBYTES = 1024, PANEL_NBYTES = 512, MAX_PARTS = 256, VERSION = 1 };
+enum { LINE_NBYTES = 64 };
 
 typedef struct {
     Py_ssize_t size, to, from; /* elements; bytes from one to the next in target and source */
 } Axis;
+
+/* Have the cache fetch the lines that the next tile writes to: stores that miss wait for each other. */
+static void fetch_ahead(char *to, Py_ssize_t pitch, int rows, Py_ssize_t nbytes)
+{
+    for (int k = 0; k < rows; k++)
+        for (Py_ssize_t at = 0; at < nbytes; at += LINE_NBYTES) __builtin_prefetch(to + k * pitch + at, 1);
+}
 
 static Py_ssize_t lesser(Py_ssize_t a, Py_ssize_t b) { return a < b ? a : b; }
 

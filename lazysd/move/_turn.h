@@ -4,8 +4,6 @@
 #include <stdint.h>
 #include <string.h>
 
-enum { LINE_NBYTES = 64 };
-
 /* n vectors of n elements, turned in log2(n) steps of interleaving the first half with the second. */
 #if !defined(NO_VECTORS) && defined(__GNUC__) && (defined(__clang__) || __GNUC__ >= 12)
 #define ZIP1_LOW 0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23
@@ -83,10 +81,3 @@ typedef void (*Row)(char *, Py_ssize_t, const char *, Py_ssize_t, Py_ssize_t);
 typedef void (*Tile)(char *, Py_ssize_t, const char *, Py_ssize_t, int, int);
 static const Row ROWS[] = {[1] = row_turn1, [2] = row_turn2, [4] = row_turn4, [8] = row_turn8};
 static const Tile TILES[] = {[1] = tile_turn1, [2] = tile_turn2, [4] = tile_turn4, [8] = tile_turn8};
-
-/* Have the cache fetch the lines that the next tile writes to: stores that miss wait for each other. */
-static void fetch_ahead(char *to, Py_ssize_t pitch, int rows, Py_ssize_t nbytes)
-{
-    for (int k = 0; k < rows; k++)
-        for (Py_ssize_t at = 0; at < nbytes; at += LINE_NBYTES) __builtin_prefetch(to + k * pitch + at, 1);
-}

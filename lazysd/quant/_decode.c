@@ -12,7 +12,7 @@
 #include "../move/_turn.h"
 
 enum { VERSION = 2, STRETCH = 64, TABLE_FROM = 512 }; /* bytes under one scale, from which a table of 256 saves more */
-enum { TILE_ROWS = 64, TILE_COLUMNS = 128 };
+enum { TILE_ROWS = 128, TILE_COLUMNS = 128, AHEAD = 16 }; /* AHEAD: rows whose codes are fetched early */
 enum { BF16, F16, F32, BYTES }; /* types of targets and of scales; BYTES pick from a table */
 enum { AS_THEY_ARE, TIMES_TOTAL, BY_TOTAL };
 
@@ -37,6 +37,7 @@ typedef struct {
 
 typedef struct { /* rows and columns, counted in wanted ones */
     Py_ssize_t row, stop_row, column, stop_column;
+    int is_tile; /* of few columns: the next rows are elsewhere in memory */
 } Box;
 
 typedef struct { /* the sixteen values that nibbles take under one scale: one by one; and all their first bytes, … */
@@ -289,10 +290,14 @@ ALWAYS_INLINE void nibbles(const Request *q, Tables *tables, char *to, Py_ssize_
 {
     const Slice axis = q->columns;
     const int itemsize = itemsize_of(kind), is_even = axis.step == 1;
+    const Py_ssize_t first_block = block_of(&axis, axis.size, box.column); /* divisions, not for each row again */
+    const Py_ssize_t first_run = run_of(&axis, box.column, box.stop_column);
     for (Py_ssize_t i = box.row; i < box.stop_row; i++, to += pitch) {
         const unsigned char *codes = q->codes + i * q->pitch;
-        Py_ssize_t block = block_of(&q->rows, q->rows.size, i) * q->blocks + block_of(&axis, axis.size, box.column);
-        Py_ssize_t left = box.stop_column - box.column, n = run_of(&axis, box.column, box.stop_column);
+        if (box.is_tile && i + AHEAD < q->rows.count)
+            __builtin_prefetch(codes + AHEAD * q->pitch + (axis.start + box.column - q->unread) / 2);
+        Py_ssize_t block = (q->rows.size == 1 ? i : block_of(&q->rows, q->rows.size, i)) * q->blocks + first_block;
+        Py_ssize_t left = box.stop_column - box.column, n = first_run;
         char *into = to;
         for (Py_ssize_t j = box.column; left > 0; j += n, left -= n, into += n * itemsize) {
             if (j > box.column) n = !is_even ? run_of(&axis, j, box.stop_column) : left < axis.size ? left : axis.size;
@@ -387,7 +392,7 @@ static void decode_all(const Request *q, char *to, const Py_ssize_t *steps, int 
     const Decode decode = DECODES[IS_FAST ? 1 : 0][kind];
     memset(tables.made, 0, sizeof tables.made);
     if (steps[1] == itemsize) {
-        decode(q, &tables, to, steps[0], (Box){0, q->rows.count, 0, q->columns.count});
+        decode(q, &tables, to, steps[0], (Box){0, q->rows.count, 0, q->columns.count, 0});
         return;
     }
     for (Py_ssize_t j = 0, stop_j; j < q->columns.count; j = stop_j) {
@@ -397,8 +402,7 @@ static void decode_all(const Request *q, char *to, const Py_ssize_t *steps, int 
             stop_i = q->rows.count - i < TILE_ROWS ? q->rows.count : i + TILE_ROWS;
             const int m = (int)(stop_i - i);
             char *corner = to + i * steps[0] + j * steps[1];
-            if (steps[0] == itemsize) fetch_ahead(corner, steps[1], n, (Py_ssize_t)m * itemsize);
-            decode(q, &tables, tile, (Py_ssize_t)n * itemsize, (Box){i, stop_i, j, stop_j});
+            decode(q, &tables, tile, (Py_ssize_t)n * itemsize, (Box){i, stop_i, j, stop_j, 1});
             if (steps[0] == itemsize)
                 TILES[itemsize](corner, steps[1], tile, (Py_ssize_t)n * itemsize, m, n);
             else
