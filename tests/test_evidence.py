@@ -17,6 +17,7 @@ from tiny_moe import NUM_EXPERTS, saved
 import lazysd
 from lazysd.cli.main import main
 from lazysd.errors import LayoutError, MissingExpertsError
+from lazysd.layouts.sizes import config_sizes
 
 EXPERTS = "model.layers.0.mlp.experts."
 QWEN = {"model_type": "qwen3_moe", "num_experts": 3, "hidden_size": 4, "moe_intermediate_size": 5}
@@ -107,6 +108,17 @@ def test_sizes_check_every_shape(to: str, name: str, wrong: int) -> None:
     ckpt = lazies(random_hf(), config={**QWEN, name: wrong})
     with pytest.raises(LayoutError, match=rf"axis {name[0] if name[0] == 'h' else 'i'} has size \d, expected {wrong}"):
         ckpt.convert(to)
+
+
+@pytest.mark.parametrize("name", ["num_experts", "hidden_size", "moe_intermediate_size"])
+def test_a_size_that_no_file_holds_is_refused_in_few_words(name: str) -> None:
+    for number in (2**63, 10**4000, 10**6000):
+        with pytest.raises(
+            LayoutError, match=rf"config\.json states .* for {name}, more than any file holds"
+        ) as refused:
+            config_sizes(QWEN | {name: number}, {"e": ("num_experts",), "h": ("hidden_size",), "i": (name,)})
+        assert len(str(refused.value)) < 200
+    assert config_sizes(QWEN | {"num_experts": 2**63 - 1}, {"e": ("num_experts",)}) == {"e": 2**63 - 1}
 
 
 def test_a_vision_tower_s_sizes_are_not_the_text_s() -> None:

@@ -72,7 +72,7 @@ def run(args: argparse.Namespace) -> int:
         text = str(next(iter(found.values()))) if len(found) == 1 else _table(found, args)
     if found.skipped:
         text += f"\nskipped {len(found.skipped)} tensors of no real numbers: {printable(', '.join(found.skipped[:5]))}"
-    emit(args, text, found.as_dict() | {"not_finite": list(bad)})
+    emit(args, text, found.as_dict() | {"not_finite": list(bad)} if args.json else None)
     return CHECK_FAILED if args.check and bad else 0
 
 

@@ -6,6 +6,10 @@ import re
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
+from ..errors import LayoutError
+from ..sizes import MAX_NBYTES
+from ..stores.strict_json import show
+
 NUM_EXPERTS = ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts", "num_routed_experts")
 _WORD = re.compile(r"[\w.]+|[+*/]")
 MAX_TABLES = 1000  # sub-configs looked at; a config.json has a handful
@@ -27,7 +31,10 @@ def tables(config: Table | None) -> Iterator[tuple[str, Table]]:
 
 def size(table: Table, text: str) -> int | None:
     """A size that a table states: a name, a dotted path ("ffn_config.moe_num_experts", "moe_num_experts.0"), or such
-    joined by + * / from left to right. None where it states none; only positive whole numbers count."""
+    joined by + * / from left to right. None where it states none.
+
+    Only positive whole numbers count. LayoutError: a number that no file could hold; it is not written out.
+    """
     total: int | None = None
     sign = "+"
     for word in _WORD.findall(text):
@@ -43,6 +50,8 @@ def size(table: Table, text: str) -> int | None:
             return None
         else:
             total = total + value if sign == "+" else total * value if sign == "*" else total // value
+        if total >= MAX_NBYTES:
+            raise LayoutError(f"config.json states {show(total)} for {word}, more than any file holds; correct it")
     return total
 
 
