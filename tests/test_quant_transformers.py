@@ -44,6 +44,7 @@ def load(folder: Path) -> Any:
     ("make", "scheme", "keys", "settings"),
     [
         (gpt_oss, "mxfp4", ["*.experts.gate_up_proj", "*.experts.down_proj"], {}),
+        (gpt_oss, "mxfp4", None, {}),  # attention stays plain: transformers reads no blocks of it
         (deepseek, "fp8-blocks", None, {"weight_block_size": [16, 16]}),
         (deepseek, "fp8-blocks", None, {"weight_block_size": [16, 32], "scale_fmt": "ue8m0"}),
     ],

@@ -96,6 +96,7 @@ class Scheme(ABC):
     forms: ClassVar[tuple[Form, ...]]
     lists: ClassVar[str] = "modules_to_not_convert"  # where its quantization_config lists what stays plain
     keeps_rows: ClassVar[bool] = False  # whether rows stay rows, under other names, where a layout transposes weights
+    of_stacks: ClassVar[bool] = False  # whether programs read it of experts that are stacked, and of nothing else
     rows_last: ClassVar[bool] = False  # whether codes have the rows of the decoded weight, before it is turned, last
     wants: ClassVar[str]  # what the codes have to be, for errors: "FP8"
 

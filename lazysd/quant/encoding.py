@@ -19,16 +19,20 @@ _KEPT = re.compile(
 )
 
 
-def chosen(tensors: Mapping[str, Node], keys: tuple[str, ...] | None) -> list[str]:
-    """The keys of the weights to encode: those that match a glob, or every matrix of a linear layer or an expert."""
+def chosen(tensors: Mapping[str, Node], keys: tuple[str, ...] | None, scheme: Scheme) -> list[str]:
+    """The keys of the weights to encode: those that match a glob, or every matrix of a linear layer or an expert.
+
+    Of a scheme that programs read of stacked experts only, these alone, where there are any.
+    """
     found = []
+    stacks = scheme.of_stacks and any(_is_linear(key, node) and node.ndim == 3 for key, node in tensors.items())
     for key, node in tensors.items():
         if node.code not in FLOATS:
             continue
         if keys is not None:
             if any(fnmatchcase(key, glob) for glob in keys):
                 found.append(key)
-        elif _KEPT.fullmatch(key) is None and _is_linear(key, node):
+        elif _KEPT.fullmatch(key) is None and _is_linear(key, node) and not (stacks and node.ndim != 3):
             found.append(key)
     if keys is not None and not found:
         raise LayoutError(f"no floating-point weight matches {', '.join(keys)}; nothing would be encoded")
@@ -53,7 +57,7 @@ def encode(
     """
     there = {weight.parts["codes"]: weight for weight in registry.find(tensors, said)}
     parts = set(registry.parts_of(there.values()))
-    wanted = set(chosen({key: node for key, node in tensors.items() if key not in parts}, keys))
+    wanted = set(chosen({key: node for key, node in tensors.items() if key not in parts}, keys, scheme))
     result: dict[str, Any] = {}
     plain: list[str] = []
     for key, node in tensors.items():

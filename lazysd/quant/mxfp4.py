@@ -29,6 +29,7 @@ class Mxfp4(Scheme):
     methods = ("mxfp4",)
     transposes: ClassVar[bool] = True  # whether the plain weight has the stored rows as its columns
     keeps_rows = True
+    of_stacks = True
     wants = "U8 in blocks of 16 bytes"
     forms: ClassVar[tuple[Form, ...]] = (
         Form("", {"codes": "_blocks", "scale": "_scales"}, anchor="codes", common=True),
