@@ -1,13 +1,15 @@
 """Saves under random faults, for as long as asked: `make faults SECONDS=300`.
 
-A case kills a save (SIGKILL at a random write-side call, or at a random moment), several times in a row, perhaps flips
-bits of its journal or manifest in between, and lets it finish. At every instant the destination is absent, the old
-checkpoint, or the new one; what is finished in the end has the bytes of an undisturbed save. A case has a seed.
+A case kills a save (SIGKILL at a random write-side call, or at a random moment) or has such a call fail, several times
+in a row, perhaps flips bits of its journal or manifest in between, and lets it finish. At every instant the destination
+is absent, the old checkpoint, or the new one, and no save that fails makes the new one; what is finished in the end
+has the bytes of an undisturbed save. A case has a seed.
 """
 
 from __future__ import annotations
 
 import argparse
+import errno
 import os
 import random
 import shutil
@@ -25,10 +27,12 @@ import torch
 from checkpoints import random_hf, write
 
 import lazysd
+from lazysd.errors import NoSpaceError, WriteError
 from lazysd.save.manifest import MANIFEST
 from lazysd.stores.journal import JOURNAL
 
 CALLS = ("open", "pwrite", "pwritev", "fsync", "rename", "replace", "unlink", "mkdir", "link", "posix_fallocate")
+FAILED = 4  # the exit code of a save that says that it could not write
 Files = dict[str, bytes]
 
 
@@ -44,6 +48,8 @@ def in_child(action: Callable[[], Any], wait_s: float | None = None) -> int:
         try:
             action()
             code = 0
+        except (WriteError, NoSpaceError):
+            code = FAILED
         except Exception:  # noqa: BLE001 - the parent judges by the code
             traceback.print_exc()
         finally:
@@ -55,17 +61,19 @@ def in_child(action: Callable[[], Any], wait_s: float | None = None) -> int:
     return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
 
 
-def deadly(number: int) -> None:
-    """Kill this process at write-side call `number`, before or after the call."""
+def deadly(number: int, fault: int | None = None) -> None:
+    """Kill this process at write-side call `number`, before or after the call; or have that call fail."""
     left = [number]
 
     def wrapped(call: Callable[..., Any]) -> Callable[..., Any]:
         def run(*args: Any, **options: Any) -> Any:
             left[0] -= 1
+            if left[0] == 0 and fault is not None:
+                raise OSError(fault, os.strerror(fault))
             if left[0] == 0:
                 os.kill(os.getpid(), signal.SIGKILL)
             found = call(*args, **options)
-            if left[0] == -1 and number % 2:
+            if left[0] == -1 and number % 2 and fault is None:
                 os.kill(os.getpid(), signal.SIGKILL)
             return found
 
@@ -99,18 +107,24 @@ def case(seed: int, converted: lazysd.Checkpoint, olds: Files, whole: Files, at:
     def save() -> None:
         converted.save(out, max_shard_size="6KB", workers=draw.choice((1, 2)), overwrite=overwrite)
 
-    def dying(number: int) -> None:
-        deadly(number)
+    def dying(number: int, fault: int | None) -> None:
+        deadly(number, fault)
         save()
 
+    def stands() -> bool:
+        return out.exists() and files(out) == whole
+
     for _ in range(draw.randint(1, 4)):
+        stood = stands()
         if draw.random() < 0.7:
-            number = draw.randint(1, 120)
-            code = in_child(lambda number=number: dying(number))  # type: ignore[misc]
+            number, fault = draw.randint(1, 120), draw.choice((None, None, errno.EIO, errno.ENOSPC))
+            code = in_child(lambda number=number, fault=fault: dying(number, fault))  # type: ignore[misc]
         else:
             code = in_child(save, draw.uniform(0.0, 0.08))
         counts["kills"] += code == -signal.SIGKILL
-        assert code in (0, -signal.SIGKILL), f"a save ended with {code}"
+        counts["faults"] += code == FAILED
+        assert code in (0, FAILED, -signal.SIGKILL), f"a save ended with {code}"
+        assert code != FAILED or stood or not stands(), "said to have failed, and it stands"
         if out.exists():
             assert files(out) in ((olds, whole) if overwrite else (whole,)), "neither the old one nor the new one"
         else:
@@ -154,7 +168,8 @@ def main() -> None:
             counts["cases"] += 1
             seed += 1
     print(
-        f"{counts['cases']} cases, {counts['kills']} kills, {counts['flips']} damaged journals and manifests: all right"
+        f"{counts['cases']} cases, {counts['kills']} kills, {counts['faults']} failing calls, {counts['flips']} "
+        "damaged journals and manifests: all right"
     )
 
 

@@ -427,6 +427,26 @@ def test_locks_that_do_not_lock_are_noticed(
     assert set(lazysd.open(tmp_path / "out")) == set(other)
 
 
+def test_a_run_that_another_one_has_taken_over_stops(
+    source: lazysd.Checkpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without locks, the second run is still at work when the first one notices, and loses nothing by it."""
+    monkeypatch.setattr(claim, "fcntl", None)
+    finish, other = OutputFolder.finish_shard, lazysd.open(tmp_path / "src").convert("hf-fused")
+
+    def meet(self: OutputFolder, *args: Any) -> None:
+        monkeypatch.setattr(OutputFolder, "finish_shard", finish)
+        interrupted(other, tmp_path / "out", monkeypatch)
+        finish(self, *args)
+
+    monkeypatch.setattr(OutputFolder, "finish_shard", meet)
+    with pytest.raises(WriteError, match="another run has taken over"):
+        save(source, tmp_path / "out")
+    monkeypatch.setattr(OutputFolder, "open_shard", lambda *args: pytest.fail("redone"))
+    save(other, tmp_path / "out")
+    assert lazysd.open(tmp_path / "out").layout == "hf-fused"
+
+
 def test_a_lock_error_that_is_no_contention_says_so(
     source: lazysd.Checkpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:

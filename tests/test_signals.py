@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import re
+import shlex
 import shutil
 import signal
 import subprocess
@@ -11,9 +13,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from lora_adapters import write_adapter
 from patience import without_progress
 
 import lazysd
+import lazysd.checking
 
 # Runs the command with a step that takes long; says on a pipe when it is there.
 CHILD = """
@@ -44,6 +48,9 @@ if where in ("working", "swallowed"):
         finish(self, *args)
         if len(self.finished) == 2: wait()
     run.OutputFolder.finish_shard = slow
+if where == "committed":
+    from lazysd.stores.placing import Place
+    Place._is_lasting = wait
 if where == "printed":
     import atexit
     atexit.register(wait)
@@ -51,10 +58,22 @@ entry.run()
 """
 
 
-def child(where: str, src: Path, out: Path, number: int) -> tuple[int, str]:
+def command(name: str, src: Path, out: Path) -> list[str]:
+    """A conversion of `src`, or a merge of an adapter into it, of five shards or so."""
+    if name == "convert":
+        return ["convert", str(src), str(out), "--to", "nemo", "--max-shard-size", "20KB"]
+    key, adapter = "model.layers.0.self_attn.q_proj.weight", out.parent / "adapter"
+    rows, columns = lazysd.open(src)[key].shape
+    pair = {"lora_A": torch.ones(1, columns), "lora_B": torch.ones(rows, 1)}
+    factors = {f"base_model.model.{key[:-6]}{word}.weight": factor for word, factor in pair.items()}
+    write_adapter(adapter, factors, {"peft_type": "LORA", "r": 1, "lora_alpha": 1, "target_modules": ["q_proj"]})
+    return ["merge", str(src), str(adapter), str(out), "--max-shard-size", "20KB"]
+
+
+def child(where: str, number: int, args: list[str]) -> tuple[int, str]:
     """Exit code and stderr of a command that gets a signal in a step of an hour."""
     hear, tell = os.pipe()
-    args = ["convert", str(src), str(out), "--to", "nemo", "--max-shard-size", "20KB", "--workers", "1"]
+    args = [*args, "--workers", "1"]
     args += ["--dtype", "f64"] if where == "import" else []  # casts between other types do without torch
     running = subprocess.Popen(
         [sys.executable, "-c", CHILD, where, str(tell), *args],
@@ -68,47 +87,77 @@ def child(where: str, src: Path, out: Path, number: int) -> tuple[int, str]:
     os.close(hear)
     running.send_signal(number)
     _, said = running.communicate(timeout=600)
-    return running.returncode, without_progress(said)
+    return running.returncode, re.sub(r"^lossy: .*\n", "", without_progress(said), flags=re.MULTILINE)
 
 
 @pytest.mark.parametrize(
     ("number", "code", "word"), [(signal.SIGINT, 130, "interrupted"), (signal.SIGTERM, 143, "terminated")]
 )
-@pytest.mark.parametrize("where", ["starting", "opening", "import", "working", "swallowed", "printed"])
+@pytest.mark.parametrize(
+    ("name", "where"),
+    [
+        *(("convert", where) for where in ("starting", "opening", "import", "working", "swallowed", "printed")),
+        *(("merge", where) for where in ("working", "swallowed", "committed", "printed")),
+    ],
+)
 def test_a_signal_ends_the_command_in_one_line(
-    golden: Path, tmp_path: Path, where: str, number: signal.Signals, code: int, word: str
+    golden: Path, tmp_path: Path, name: str, where: str, number: signal.Signals, code: int, word: str
 ) -> None:
     out = tmp_path / "out"
-    found, said = child(where, golden / "qwen3_moe_tiny", out, number)
+    args = command(name, golden / "qwen3_moe_tiny", out)
+    found, said = child(where, number, args)
     assert (found, said.count("\n")) == (code, 1), said
     assert said.startswith(f"lazysd: {word}; ")
-    assert out.exists() == (where == "printed")
+    assert out.exists() == (where in ("committed", "printed"))
     if where == "working":
-        assert "2 of 5 shards kept" in said
+        assert re.search("2 of [56] shards kept", said)
+    if where == "committed":
+        assert said.endswith(f"{out} is complete\n")
     if where in ("working", "swallowed"):
-        args = ["convert", str(golden / "qwen3_moe_tiny"), str(out), "--to", "nemo", "--max-shard-size", "20KB"]
         again = subprocess.run([sys.executable, "-m", "lazysd", *args], capture_output=True, text=True, check=True)
         assert "resuming at" in again.stderr
-        assert "2 of 5 shards kept" in again.stderr
+        assert re.search("2 of [56] shards kept", again.stderr)
     if out.exists():
-        assert lazysd.open(out).layout == "nemo"
+        assert lazysd.open(out).layout == ("nemo" if name == "convert" else "hf")
 
 
-@pytest.mark.parametrize("closing", [">&-", "2>&-", ">&- 2>&-", "> /dev/full", "2> /dev/full", "<&-", ">&- 2>&- <&-"])
-def test_streams_that_take_nothing_are_no_failure(golden: Path, tmp_path: Path, closing: str) -> None:
+@pytest.mark.parametrize("name", ["convert", "merge"])
+@pytest.mark.parametrize(
+    "closing", [">&-", "2>&-", ">&- 2>&-", "> /dev/full", "2> /dev/full", "<&-", ">&- 2>&- <&-", "| true", "2> >(true)"]
+)
+def test_streams_that_take_nothing_are_no_failure(golden: Path, tmp_path: Path, closing: str, name: str) -> None:
     shutil.copytree(golden / "qwen3_moe_tiny", tmp_path / "src")
-    command = (
-        f"{sys.executable} -m lazysd convert {tmp_path}/src {tmp_path}/out --to nemo --dtype f16 --max-shard-size 20KB"
-    )
-    done = subprocess.run(f"{command} {closing}", shell=True, capture_output=True, text=True)
+    words = [sys.executable, "-m", "lazysd", *command(name, tmp_path / "src", tmp_path / "out"), "--dtype", "f16", "-v"]
+    run = ["bash", "-o", "pipefail", "-c", f"{shlex.join(words)} {closing}"]
+    done = subprocess.run(run, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    expected = lazysd.open(tmp_path / "src").convert("nemo").map(lambda t: t.half())
     saved = lazysd.open(tmp_path / "out")
-    assert set(saved) == set(expected)
-    assert all(torch.equal(saved[key].materialize(), node.materialize()) for key, node in expected.items())
-    again = subprocess.run(f"{command} {closing}", shell=True, capture_output=True, text=True)
+    if name == "convert":
+        expected = lazysd.open(tmp_path / "src").convert("nemo").map(lambda t: t.half())
+        assert set(saved) == set(expected)
+        assert all(torch.equal(saved[key].materialize(), node.materialize()) for key, node in expected.items())
+    assert lazysd.checking.check_folder(tmp_path / "out").sound
+    again = subprocess.run(run, capture_output=True, text=True)
     assert again.returncode == 4  # it exists; nothing of a message went to stdout
     assert again.stdout == ""
+
+
+def test_closed_streams_are_given_to_no_other_file(tmp_path: Path) -> None:
+    """What is printed to a descriptor that a shard has been given stands in the shard."""
+    code = f"""
+import atexit, os, sys
+os.closerange(0, 3)
+sys.argv = ["lazysd", "layouts"]
+def note():
+    found = [os.readlink(f"/proc/self/fd/{{number}}") for number in range(3)]
+    with open({str(tmp_path / "fds")!r}, "w") as file:
+        file.write(" ".join(found))
+atexit.register(note)
+from lazysd.cli import entry
+entry.run()
+"""
+    subprocess.run([sys.executable, "-c", code], check=True)
+    assert (tmp_path / "fds").read_text().split() == ["/dev/null"] * 3
 
 
 def test_a_log_gets_lines_and_a_short_run_none(
