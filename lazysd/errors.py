@@ -11,6 +11,14 @@ class FormatError(LazysdError, ValueError):
     """A file is not the safetensors (or JSON) it claims to be."""
 
 
+class CutShortError(FormatError):
+    """A file ends before its tensors do, as that of an unfinished download."""
+
+    def __init__(self, message: str, found: object = None):
+        super().__init__(message)
+        self.found = found  # the header that says so; None where that is cut as well
+
+
 class UnsupportedCheckpointError(LazysdError):
     """A file of a kind lazysd never opens: pickle, GGUF, an LFS pointer, or a dtype torch does not have."""
 

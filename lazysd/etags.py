@@ -22,8 +22,9 @@ from typing import NamedTuple
 from .arguments import checked
 from .checking import Fault, FolderCheck, files_below
 from .errors import LazysdError, MemoryBudgetError, MissingShardError
+from .formats import containers
 from .formats.base import Folder, plural
-from .formats.safetensors.index import INDEX, find_shards
+from .formats.safetensors.index import INDEX
 from .move import workers
 from .save.manifest import MANIFEST
 from .sizes import format_nbytes, parse_size
@@ -186,7 +187,9 @@ def _compare(
 def _missing(folder: Path, noted: set[str]) -> list[Fault]:
     """The shards that have not been fetched, by an index that is sound."""
     try:
-        absent = find_shards(Folder(place_of(folder, Options("pread")))).absent
+        absent = containers.lacks(Folder(place_of(folder, Options("pread"))))
+    except MissingShardError as error:
+        return [] if noted else [Fault(".metadata", "", str(error))]
     except LazysdError:  # no weights of a known kind, or a damaged index, which its etag shows
         return []
     if absent is None or os.path.basename(absent.where) in noted:

@@ -30,17 +30,22 @@ class Absent:
     homes: Mapping[str, str] | None = None  # tensor -> its missing shard; None where nothing says what they hold
     nbytes: int | None = None  # of their tensors, as far as the index states how much there is in all
     begun: tuple[int, ...] = ()  # bytes so far of each download that is not finished
+    cut: tuple[str, ...] = ()  # of the names, files that are there and end too early
+    damage: str = ""  # what reading the first of those says
 
     def __str__(self) -> str:
         of = f", with {len(self.homes)} tensors" if self.homes is not None else ""
         size = f" (about {format_nbytes(self.nbytes)})" if self.nbytes is not None else ""
         more = f" and {self.num_missing - len(self.names)} more" if self.num_missing > len(self.names) else ""
         named = f"{listing(list(self.names))}{more}{size}{begun_downloads(self.begun)}"
-        return f"{self.where}: {self.num_missing} of {self.num_shards} shards are missing{of}: {named}"
+        how = "are missing or cut short" if len(self.cut) < self.num_missing else "are cut short"
+        how = how if self.cut else "are missing"
+        return f"{self.where}: {self.num_missing} of {self.num_shards} shards {how}{of}: {named}"
 
     def as_dict(self) -> dict[str, Any]:
         """For programs."""
-        return {**vars(self), "names": list(self.names), "homes": dict(self.homes or {}), "begun": list(self.begun)}
+        lists = {name: list(getattr(self, name)) for name in ("names", "begun", "cut")}
+        return {**vars(self), **lists, "homes": dict(self.homes or {})}
 
     def of(self, new_name: Callable[[str], str | None]) -> Absent | None:
         """The same of a view: `new_name` says what it calls a tensor, or None. None where the view needs no shard."""
@@ -49,7 +54,10 @@ class Absent:
         found = {name: shard for key, shard in self.homes.items() if (name := new_name(key)) is not None}
         names = tuple(sorted(set(found.values())))
         nbytes = self.nbytes if len(found) == len(self.homes) else None
-        return replace(self, names=names, num_missing=len(names), homes=found, nbytes=nbytes) if found else None
+        cut = tuple(name for name in self.cut if name in names)
+        return (
+            replace(self, names=names, num_missing=len(names), homes=found, nbytes=nbytes, cut=cut) if found else None
+        )
 
 
 def check_whole(tensors: object, what: str) -> None:
@@ -94,8 +102,10 @@ class Facts:
         """ "; its shard 'b.safetensors' is missing …", for the end of a message; "" where no shard is, or another's."""
         for absent in self.absent:
             if absent.homes is None or key in absent.homes:
-                what = str(absent) if absent.homes is None else f"its shard {show(absent.homes[key])} is missing"
-                return f"; {what}; fetch it again"
+                if absent.homes is None:
+                    return f"; {absent}; fetch it again"
+                how = "ends before it" if absent.homes[key] in absent.cut else "is missing"
+                return f"; its shard {show(absent.homes[key])} {how}; fetch it again"
         return ""
 
     def check_whole(self, what: str) -> None:

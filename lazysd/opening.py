@@ -9,7 +9,7 @@ from typing import Any
 
 from .arguments import checked
 from .checkpoint import Checkpoint
-from .errors import MissingShardError
+from .errors import CutShortError, MissingShardError
 from .facts import Facts
 from .formats import containers
 from .formats.base import Folder, StoredTensor, WholeTensors
@@ -53,8 +53,8 @@ def open(
         follow_links: also follow links that lead out of the folder. Without it, they are refused where the checkpoint
             needs them, and otherwise left out with a remark.
         partial: also open a part of a checkpoint, such as a download that is not finished, to look at what is there:
-            `remarks` and `facts.absent` say which shards are missing. It is compared and measured as far as it goes;
-            conversions, plans, saves, merges and loading refuse it, and name the shards.
+            `remarks` and `facts.absent` say which shards are missing, and which end too early. It is compared and
+            measured as far as it goes; conversions, plans, saves, merges and loading refuse it, and name the shards.
         max_memory: refuse, before it is read, what may take more bytes to open than this (the `.metadata` of
             torch.distributed.checkpoint). None: whatever its size demands.
 
@@ -73,8 +73,10 @@ def open(
     contents = containers.read(folder)
     absent = contents.absent
     if absent is not None and not partial:
-        step = "fetch them, or correct the index; `lazysd inspect` (partial=True in Python) shows what is there"
-        raise MissingShardError(f"{absent}; {step}")
+        look = "`lazysd inspect` (partial=True in Python) shows what is there"
+        if absent.damage:
+            raise CutShortError(f"{absent.damage}; {look}")
+        raise MissingShardError(f"{absent}; fetch them, or correct the index; {look}")
     around = beside(folder, contents)
     named, adapter_name = plain_names(contents.tensors) if around.is_adapter else ({}, "")
     tensors, nbytes = _nodes(contents.tensors)

@@ -264,6 +264,129 @@ def test_a_download_of_which_nothing_is_there_yet(tmp_path: Path) -> None:
         lazysd.open(tmp_path / "model")
 
 
+@pytest.fixture
+def cut(tmp_path: Path) -> Path:
+    """Three shards of which the second ends in the middle of its tensors."""
+    folder = whole(tmp_path / "cut")
+    raw = (folder / GONE).read_bytes()
+    start = 8 + int.from_bytes(raw[:8], "little")
+    shorten(folder / GONE, (start + len(raw)) // 2)
+    return folder
+
+
+def shorten(path: Path, nbytes: int) -> None:
+    path.write_bytes(path.read_bytes()[:nbytes])
+
+
+def beyond(path: Path, nbytes: int) -> set[str]:
+    """Keys of a whole file whose bytes do not end before `nbytes`, by the format's definition."""
+    raw = path.read_bytes()
+    start = 8 + int.from_bytes(raw[:8], "little")
+    header = json.loads(raw[8:start])
+    return {key for key, said in header.items() if key != "__metadata__" and start + said["data_offsets"][1] > nbytes}
+
+
+def test_a_shard_that_ends_too_early_is_looked_at_up_to_its_end(cut: Path, tmp_path: Path) -> None:
+    gone = beyond(whole(tmp_path / "whole") / GONE, (cut / GONE).stat().st_size)
+    with pytest.raises(FormatError, match=rf"{GONE}: truncated: expected \d+ bytes.*`lazysd inspect` \(partial=True"):
+        lazysd.open(cut)
+    ckpt = lazysd.open(cut, partial=True)
+    tensors = random_hf(EXPERTS, layers=3)
+    assert 0 < len(gone) < len(lacking(cut))
+    assert set(ckpt) == set(tensors) - gone
+    assert all(torch.equal(ckpt[key].materialize().view(torch.int16), tensors[key].view(torch.int16)) for key in ckpt)
+    (absent,) = ckpt.facts.absent
+    assert (absent.names, absent.cut, absent.homes) == ((GONE,), (GONE,), dict.fromkeys(gone, GONE))
+    assert f"1 of 3 shards are cut short, with {len(gone)} tensors: '{GONE}'" in ckpt.remarks[0]
+    with pytest.raises(MissingTensorError, match=rf"its shard '{GONE}' ends before it; fetch it"):
+        ckpt[next(iter(gone))]
+    with pytest.raises(MissingShardError, match=rf"cannot save a part of a checkpoint: .*cut short.*{GONE}"):
+        ckpt.save(tmp_path / "out")
+    ckpt.select("model.embed*").save(tmp_path / "embed")  # needs nothing of the shard
+    found = lazysd.compare(ckpt, lazysd.open(tmp_path / "whole"))
+    assert {one.key for one in found.differences if one.kind == ABSENT} == gone
+    assert found.num_equal == len(ckpt)
+
+
+def test_every_length_of_a_file_alone(tmp_path: Path, golden: Path) -> None:
+    """Whatever is cut off, what stands in front of the end is there, and nothing else; where nothing is, an error."""
+    raw = next(iter(sorted((golden / "qwen3_moe_tiny").glob("*.safetensors")))).read_bytes()
+    path, full = tmp_path / "model.safetensors", tmp_path / "full.safetensors"
+    full.write_bytes(raw)
+    start = 8 + int.from_bytes(raw[:8], "little")
+    for nbytes in (0, 1, 7, 8, 9, start - 1, start, start + 1, len(raw) // 2, len(raw) - 1, len(raw)):
+        path.write_bytes(raw[:nbytes])
+        if nbytes < start:
+            with pytest.raises(FormatError, match=r"truncated|length"):
+                lazysd.open(path, partial=True)
+            continue
+        ckpt, gone = lazysd.open(path, partial=True), beyond(full, nbytes)
+        assert set(ckpt) == set(lazysd.open(full)) - gone
+        assert bool(ckpt.facts.absent) is bool(gone)
+
+
+def test_a_shard_whose_header_is_cut_is_as_one_that_is_missing(cut: Path, tmp_path: Path) -> None:
+    """With an index, which says what it held; without, nobody knows."""
+    shorten(cut / GONE, 20)
+    ckpt, gone = lazysd.open(cut, partial=True), lacking(cut)
+    assert ckpt.facts.absent[0].homes == gone
+    assert set(ckpt) == set(random_hf(EXPERTS, layers=3)) - set(gone)
+    (cut / "model.safetensors.index.json").unlink()
+    ckpt = lazysd.open(cut, partial=True)
+    assert ckpt.facts.absent[0].homes is None
+    with pytest.raises(MissingShardError, match="cut short"):
+        ckpt.select("model.embed*").save(tmp_path / "out")
+
+
+def test_one_cut_and_one_missing(cut: Path) -> None:
+    (cut / "model-00003-of-00003.safetensors").unlink()
+    (absent,) = lazysd.open(cut, partial=True).facts.absent
+    assert f"2 of 3 shards are missing or cut short, with {len(absent.homes or ())} tensors" in str(absent)
+
+
+def test_other_damage_is_no_part(cut: Path) -> None:
+    raw = bytearray((cut / GONE).read_bytes())
+    raw[9:12] = b"\x00\x00\x00"
+    (cut / GONE).write_bytes(raw)
+    with pytest.raises(FormatError, match=r"damaged"):
+        lazysd.open(cut, partial=True)
+
+
+def test_commands_on_a_cut_shard(cut: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    other = whole(tmp_path / "whole")
+    gone = sorted(beyond(other / GONE, (cut / GONE).stat().st_size))
+    for code, words in (
+        (0, ["inspect", cut]),
+        (0, ["show", cut, "model.embed_tokens.weight"]),
+        (0, ["stats", cut]),
+        (1, ["diff", other, cut, "--no-progress"]),
+        (3, ["show", cut, gone[0]]),
+        (3, ["convert", cut, tmp_path / "out", "--to", "nemo"]),
+        (3, ["verify", other, "--against", cut]),
+    ):
+        assert main([str(word) for word in words]) == code, words
+        assert GONE in capsys.readouterr().err, words
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_snapshot_of_torch_files_that_lacks_one(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The index of torch's files is read as that of safetensors is, where there are no safetensors."""
+    model, snapshot = hub(tmp_path)
+    for path in snapshot.glob("model*"):
+        path.unlink()
+    index = {"weight_map": {"a": "pytorch_model-00001-of-00002.bin", "b": "pytorch_model-00002-of-00002.bin"}}
+    torch.save({"a": torch.ones(1)}, tmp_path / "one.bin")
+    for name, raw in (
+        ("pytorch_model.bin.index.json", json.dumps(index).encode()),
+        ("pytorch_model-00001-of-00002.bin", (tmp_path / "one.bin").read_bytes()),
+    ):
+        blob = model / "blobs" / hashlib.sha256(raw).hexdigest()
+        blob.write_bytes(raw)
+        (snapshot / name).symlink_to(os.path.relpath(blob, snapshot))
+    assert main(["verify", str(snapshot)]) == 1
+    assert "pytorch_model-00002-of-00002.bin: it is missing; fetch it" in capsys.readouterr().out
+
+
 def test_one_shard_by_its_own_path_is_whole(part: Path) -> None:
     assert lazysd.open(part / "model-00001-of-00003.safetensors").facts.absent == ()
 

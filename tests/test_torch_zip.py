@@ -23,7 +23,7 @@ from safetensors.torch import load_file
 
 import lazysd
 from lazysd.cli.main import main
-from lazysd.errors import FormatError, LazysdError, MissingShardError, UnsupportedCheckpointError
+from lazysd.errors import FormatError, LazysdError, MissingShardError, MissingTensorError, UnsupportedCheckpointError
 from lazysd.formats import containers
 from lazysd.formats.pickles import TENSORS, most_nbytes, unpickle
 from lazysd.testing import assert_reads_only, assert_same_bytes
@@ -127,9 +127,21 @@ def test_an_index_of_several_files(tmp_path: Path) -> None:
     (tmp_path / "pytorch_model.bin.index.json").write_text(json.dumps(index))
     with pytest.raises(FormatError, match="1 tensors are named but in no shard: 'w3'"):
         lazysd.open(tmp_path)
+    del index["weight_map"]["w3"]
+    (tmp_path / "pytorch_model.bin.index.json").write_text(json.dumps(index))
     (tmp_path / "pytorch_model-00002-of-00002.bin").unlink()
     with pytest.raises(MissingShardError, match="1 of 2 shards are missing, with 1 tensors"):
         lazysd.open(tmp_path)
+    part = lazysd.open(tmp_path, partial=True)
+    assert_same_bytes(part, {"w1": torch.full((2,), 1.0)})
+    with pytest.raises(MissingTensorError, match=r"its shard 'pytorch_model-00002-of-00002\.bin' is missing"):
+        part["w2"]
+    with pytest.raises(MissingShardError, match="cannot save a part"):
+        part.save(tmp_path / "out")
+    (tmp_path / "pytorch_model.bin.index.json").unlink()
+    with pytest.raises(MissingShardError, match="1 of 2 shards are missing: 'pytorch_model-00002-of-00002"):
+        lazysd.open(tmp_path)
+    assert set(lazysd.open(tmp_path, partial=True)) == {"w1"}
 
 
 def test_consolidated_files(tmp_path: Path) -> None:

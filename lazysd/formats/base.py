@@ -143,6 +143,10 @@ class Container(Protocol):
         """Whether the file, or the folder, that the user named is of this kind. Looks at names only."""
         ...
 
+    def lacks(self, folder: Folder) -> Absent | None:
+        """Which of its files are missing, as far as names and indexes say. Raises as `read` does."""
+        ...
+
     def read(self, folder: Folder) -> Contents:
         """What it holds. Reads headers and indexes, and no tensor data.
 

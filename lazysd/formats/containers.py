@@ -6,7 +6,7 @@ from functools import cache
 
 from ..doors import members_of
 from ..errors import FormatError, MissingShardError, UnsupportedCheckpointError
-from ..facts import begun_downloads
+from ..facts import Absent, begun_downloads
 from ..stores.strict_json import listing
 from .base import WEIGHTS, Container, Contents, Folder
 
@@ -18,6 +18,14 @@ def members() -> tuple[Container, ...]:
     """Every `CONTAINER` that a file or folder of this room defines."""
     containers: list[Container] = members_of(__package__, "CONTAINER")
     return tuple(sorted(containers, key=lambda container: container.rank))
+
+
+def lacks(folder: Folder) -> Absent | None:
+    """Which files are missing, by names and indexes alone; None also where no container recognises the folder."""
+    for container in members():
+        if container.recognises(folder):
+            return container.lacks(folder)
+    return None
 
 
 def read(folder: Folder) -> Contents:

@@ -9,17 +9,18 @@ Source: torch 2.13, serialization.py; the index of transformers (`pytorch_model.
 from __future__ import annotations
 
 import re
-from collections import Counter
 from collections.abc import Iterator, Mapping
 from math import prod
-from typing import Any
+from typing import Any, NamedTuple
 
 from .. import dtypes
-from ..errors import FormatError, MissingShardError, UnsupportedCheckpointError
+from ..errors import FormatError, UnsupportedCheckpointError
+from ..facts import Absent
 from ..stores.base import File
 from ..stores.strict_json import listing, read_json, show
 from .base import Chunk, Contents, Folder, StoredTensor, sentence
 from .pickles import Record
+from .shards import check_numbered, lacking
 from .torch_archive import Archive, Stored, span, stored_tensor
 
 AGAIN = "the file is damaged or not from torch.save; save it again"
@@ -45,8 +46,11 @@ class TorchZip:
             return folder.named.endswith(_SUFFIXES) or bool(_INDEX.fullmatch(folder.named))
         return bool(_weights(folder)) or any(_INDEX.fullmatch(name) for name in folder.names)
 
+    def lacks(self, folder: Folder) -> Absent | None:
+        return _files(folder).absent
+
     def read(self, folder: Folder) -> Contents:
-        names, weight_map, index = _files(folder)
+        names, weight_map, index, absent = _files(folder)
         tensors: dict[str, StoredTensor] = {}
         homes: dict[str, str] = {}
         files: list[File] = []
@@ -67,9 +71,10 @@ class TorchZip:
                     raise FormatError(f"{show(key)} stands in two files of {folder.path}: {homes[key]} and {name}")
                 tensors[key], homes[key] = tensor, name
         if weight_map is not None:
-            _check_index(weight_map, tensors, f"{folder.store.path}/{index}")
+            there = {*tensors, *(absent.homes or () if absent else ())}
+            _check_index(weight_map, there, f"{folder.store.path}/{index}")
         used = {*names, *([index] if index else [])}
-        return Contents(tensors, tuple(files), {}, frozenset(used), tuple(remarks))
+        return Contents(tensors, tuple(files), {}, frozenset(used), tuple(remarks), absent=absent)
 
 
 def read_archive(file: File) -> tuple[dict[str, StoredTensor], list[str]]:
@@ -158,10 +163,18 @@ def _weights(folder: Folder) -> list[str]:
     return [name for name in folder.ending(*_SUFFIXES) if not _NOT_WEIGHTS.fullmatch(name)]
 
 
-def _files(folder: Folder) -> tuple[list[str], dict[str, str] | None, str | None]:
-    """(file names, weight map, name of the index) of what the user named."""
+class _Files(NamedTuple):
+    """What the user named."""
+
+    names: list[str]
+    weight_map: dict[str, str] | None = None
+    index_name: str | None = None
+    absent: Absent | None = None
+
+
+def _files(folder: Folder) -> _Files:
     if folder.named is not None:
-        return _indexed(folder, folder.named) if _INDEX.fullmatch(folder.named) else ([folder.named], None, None)
+        return _indexed(folder, folder.named) if _INDEX.fullmatch(folder.named) else _Files([folder.named])
     indexes = [name for name in folder.names if _INDEX.fullmatch(name)]
     if len(indexes) == 1 or "pytorch_model.bin.index.json" in indexes:
         return _indexed(folder, indexes[0] if len(indexes) == 1 else "pytorch_model.bin.index.json")
@@ -169,42 +182,29 @@ def _files(folder: Folder) -> tuple[list[str], dict[str, str] | None, str | None
     usual = [name for name in _USUAL if name in found and not _RANKS.fullmatch(name)]
     ranks = [name for name in found if _RANKS.fullmatch(name)]
     if usual:
-        return usual[:1], None, None
+        return _Files(usual[:1])
     if len(ranks) > 1:
         raise UnsupportedCheckpointError(
             f"cannot open {folder.path}: {sentence(len(ranks), 'file', ranks)} hold one rank's slices each, and "
             "nothing in them says along which axes; open one of them, or convert them with the program that wrote them"
         )
-    matches = [_NUMBERED.fullmatch(name) for name in found]
-    if len(found) == 1 or (
-        len({(match[1], match[3]) for match in matches if match}) == 1
-        and all(match and int(match[3]) == len(found) for match in matches)
-    ):
-        return found, None, None
-    raise FormatError(
-        f"cannot open {folder.path}: expected an index, one file or one numbered set, found {listing(found)}; "
-        "open one of them"
-    )
+    return _Files(found, absent=check_numbered(folder, found, _NUMBERED))
 
 
-def _indexed(folder: Folder, name: str) -> tuple[list[str], dict[str, str], str]:
+def _indexed(folder: Folder, name: str) -> _Files:
     weight_map = read_json(folder.store.open(name), "shard index").get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map or not all(type(v) is str for v in weight_map.values()):
         raise FormatError(f"{folder.store.path}/{name}: expected weight_map to name files; fetch it again")
-    counts = Counter(weight_map.values())
-    missing = [file for file in counts if not folder.store.has(file)]
-    for file in counts:
+    wanted = sorted(set(weight_map.values()))
+    missing = [file for file in wanted if not folder.store.has(file)]
+    for file in wanted:
         if not file.endswith(_SUFFIXES):
             raise UnsupportedCheckpointError(f"{folder.store.path}/{name}: {show(file)} is no file of torch.save")
-    if missing:
-        raise MissingShardError(
-            f"{folder.store.path}/{name}: {len(missing)} of {len(counts)} shards are missing, with "
-            f"{sum(counts[file] for file in missing)} tensors: {listing(missing)}; fetch them, or correct the index"
-        )
-    return sorted(counts), weight_map, name
+    names = sorted(set(wanted) - set(missing))
+    return _Files(names, weight_map, name, lacking(folder, name, weight_map, missing))
 
 
-def _check_index(weight_map: Mapping[str, str], tensors: Mapping[str, StoredTensor], where: str) -> None:
+def _check_index(weight_map: Mapping[str, str], tensors: set[str], where: str) -> None:
     for problem, keys in (
         ("are named but in no shard", [key for key in weight_map if key not in tensors]),
         ("are in a shard but not named", [key for key in tensors if key not in weight_map]),

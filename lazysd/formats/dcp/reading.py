@@ -72,6 +72,10 @@ class Dcp:
     def recognises(self, folder: Folder) -> bool:
         return folder.named == METADATA or (folder.named is None and folder.store.has(METADATA))
 
+    def lacks(self, folder: Folder) -> None:
+        """Reading raises MissingShardError at the first file that is not there."""
+        self.read(folder)
+
     def read(self, folder: Folder) -> Contents:
         """Reads `.metadata` and, of every chunk, its archive's directory and tensor record; no tensor data."""
         file = folder.store.open(METADATA)

@@ -9,13 +9,14 @@ from operator import eq
 
 from ... import dtypes
 from ...dtypes import PACKED
-from ...errors import FormatError, UnsupportedCheckpointError
+from ...errors import CutShortError, FormatError, UnsupportedCheckpointError
 from ...facts import Absent
 from ...stores.base import File
 from ...stores.strict_json import listing, show
 from ...stores.together import together
 from ..base import Columns, Contents, Folder, Kind, WholeTensors
 from . import rank_slices
+from .cut import Found, absent_of, known_headers, within
 from .entries import Header
 from .header import read_header
 from .index import INDEX, SAFETENSORS, ShardSet, check_weight_map, find_shards
@@ -31,12 +32,17 @@ class Safetensors:
         names = folder.names if folder.named is None else [folder.named]
         return any(name.endswith(SAFETENSORS) or INDEX.fullmatch(name) for name in names)
 
+    def lacks(self, folder: Folder) -> Absent | None:
+        is_of_ranks = folder.named is None and rank_slices.files_of(folder)
+        return None if is_of_ranks else find_shards(folder).absent
+
     def read(self, folder: Folder) -> Contents:
         if folder.named is None and (names := rank_slices.files_of(folder)):
             return rank_slices.read(folder, names)
         shards = find_shards(folder)
         files = [shards.found.get(name) or folder.store.open(name) for name in shards.names]
-        headers = read_headers(files)
+        found = read_headers(files)
+        headers, absent = known_headers(found), absent_of(folder, shards, found)
         for file, header in headers.items():
             rank_slices.refuse_alone(file, header)
         remarks = list(shards.remarks)
@@ -44,34 +50,44 @@ class Safetensors:
             _check_once(folder, headers)
         else:
             keys = {file.name: list(header.keys) for file, header in headers.items()}
-            for key, name in shards.absent.homes.items() if shards.absent and shards.absent.homes else ():
-                keys.setdefault(name, []).append(key)  # what nobody can look into holds what the index says
+            looked_into = frozenset(keys)
+            for key, name in absent.homes.items() if absent and absent.homes else ():
+                if name not in looked_into:  # it holds what the index says
+                    keys.setdefault(name, []).append(key)
             remarks += check_weight_map(shards.weight_map, keys, f"{folder.store.path}/{shards.index_name}")
         metadata, differing = merged_metadata(headers)
+        headers = {file: within(file, header) for file, header in headers.items()}
         used = {*shards.names, *([shards.index_name] if shards.index_name else [])}
-        absent = _sized(shards, headers)
+        absent = _sized(shards, absent, headers)
         num_named = len(shards.weight_map or ()) - len(absent.homes or () if absent else ())
         twice = shards.weight_map and num_named < sum(len(header.keys) for header in headers.values())
         chosen = shards.weight_map if twice else None
         tensors = WholeTensors([_columns(file, header, chosen) for file, header in headers.items()])
         said = (*remarks, *differing)
-        return Contents(tensors, tuple(files), metadata, frozenset(used), said, shards.named, absent)
+        return Contents(tensors, tuple(headers), metadata, frozenset(used), said, shards.named, absent)
 
 
-def _sized(shards: ShardSet, headers: Mapping[File, Header]) -> Absent | None:
+def _sized(shards: ShardSet, absent: Absent | None, headers: Mapping[File, Header]) -> Absent | None:
     """What is missing, with its bytes, where the index says how many there are in all and that can be."""
     total = shards.index_metadata.get("total_size")
-    if shards.absent is None or type(total) is not int:
-        return shards.absent
+    if absent is None or type(total) is not int:
+        return absent
     rest = total - sum(kind.nbytes for header in headers.values() for kind in header.kinds)
-    return replace(shards.absent, nbytes=rest) if 0 < rest < 1 << 63 else shards.absent
+    return replace(absent, nbytes=rest) if 0 < rest < 1 << 63 else absent
 
 
-def read_headers(files: Iterable[File]) -> dict[File, Header]:
-    """Each file's header; as many at a time as the files say that reads may be in flight."""
+def read_headers(files: Iterable[File]) -> dict[File, Found]:
+    """Each file's header, or how it is cut short; as many at a time as the files say that reads may be in flight."""
     wanted = list(files)
     num_threads = max((file.cost.num_in_flight for file in wanted), default=1)
-    return dict(zip(wanted, together(read_header, wanted, num_threads), strict=True))
+    return dict(zip(wanted, together(_header, wanted, num_threads), strict=True))
+
+
+def _header(file: File) -> Found:
+    try:
+        return read_header(file)
+    except CutShortError as error:
+        return error
 
 
 def merged_metadata(headers: Mapping[File, Header]) -> tuple[dict[str, str], list[str]]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from typing import Any
 
-from ...errors import FormatError
+from ...errors import CutShortError, FormatError
 from ...stores.base import File
 from ...stores.strict_json import parse_json, refuse_foreign, repeated, show
 from ..base import Kind
@@ -36,6 +36,8 @@ def read_header(file: File) -> Header:
     try:
         raw = _read_raw(file)
         return read_canonical(raw, 8 + len(raw), file.size) or read_strictly(raw, 8 + len(raw), file.size)
+    except CutShortError as error:
+        raise CutShortError(f"cannot read {file.path}: {error}; {_AGAIN}", error.found) from None
     except FormatError as error:
         raise FormatError(f"cannot read {file.path}: {error}; {_AGAIN}") from None
 
@@ -49,11 +51,11 @@ def _read_raw(file: File) -> bytes:
     if not fits or (head[8:9] != b"{" and head[:1] != b"\x80"):
         refuse_foreign(head, file.path)
     if file.size < 8:
-        raise FormatError(f"expected at least the 8 bytes of the header length, found {file.size}")
+        raise CutShortError(f"expected at least the 8 bytes of the header length, found {file.size}")
     if nbytes > MAX_HEADER_NBYTES:
         raise FormatError(f"expected a header of at most {MAX_HEADER_NBYTES} bytes, found a length of {nbytes}")
     if not fits:
-        raise FormatError(f"truncated: expected a header of {nbytes} bytes, found {file.size - 8} after its length")
+        raise CutShortError(f"truncated: expected a header of {nbytes} bytes, found {file.size - 8} after its length")
     raw = file.text(8, nbytes)
     if not raw.startswith(b"{"):
         raise FormatError(f"expected a header that starts with '{{', found {raw[:8]!r}")
@@ -95,14 +97,14 @@ def _build(top: tuple[tuple[str, Any], ...], data_start: int, file_nbytes: int) 
                 f"found {start - data_start}: {what} of {amount} bytes"
             )
         end, previous = stop, key
-    if end > file_nbytes:
-        raise FormatError(
-            f"truncated: expected {end} bytes, found {file_nbytes}, {end - file_nbytes} bytes are missing"
-        )
     if end < file_nbytes:
         raise FormatError(f"padded: expected {end} bytes, found {file_nbytes}, {file_nbytes - end} bytes are extra")
     starts, _, keys, kinds = map(list, zip(*found, strict=True)) if found else ([], [], [], [])
-    return Header(keys, kinds, starts, metadata, data_start)
+    header = Header(keys, kinds, starts, metadata, data_start)
+    if end > file_nbytes:
+        missing = f"expected {end} bytes, found {file_nbytes}, {end - file_nbytes} bytes are missing"
+        raise CutShortError(f"truncated: {missing}", header)
+    return header
 
 
 def _entry(key: str, fields: Any, data_start: int) -> tuple[int, int, str, Kind]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterable, Iterator, Mapping
-from itertools import islice, repeat
+from itertools import repeat
 from operator import eq
 from typing import Any, NamedTuple
 
@@ -17,12 +17,12 @@ from ...facts import Absent
 from ...stores.base import File
 from ...stores.strict_json import listing, read_json, show
 from ..base import WEIGHTS, Folder, sentence
+from ..shards import check_numbered, lacking
 
 SAFETENSORS = ".safetensors"
 INDEX = re.compile(
     r".+\.safetensors\.index(?:\.[^./]+)?\.json"
 )  # a variant's name stands before .json: index.fp16.json
-MOST_NAMED = 100  # missing shards that are listed; names of files claim up to 10^9
 USUAL_INDEX = "model.safetensors.index.json"
 _USUAL = ("model.safetensors", "adapter_model.safetensors")
 _NUMBERED = re.compile(r"(.+)-(\d{1,9})-of-(\d{1,9})\.safetensors")
@@ -56,7 +56,7 @@ def find_shards(folder: Folder) -> ShardSet:
         usual = [name for name in _USUAL if name in found]
         if usual:
             return ShardSet((usual[0],))
-        return ShardSet(tuple(found), absent=_check_numbered(folder, found))
+        return ShardSet(tuple(found), absent=check_numbered(folder, found, _NUMBERED))
     chosen = USUAL_INDEX if USUAL_INDEX in indexes else indexes[0]
     if len(indexes) > 1 and chosen != USUAL_INDEX:
         raise FormatError(
@@ -138,37 +138,6 @@ def check_weight_map(
     ]
 
 
-def _check_numbered(folder: Folder, names: list[str]) -> Absent | None:
-    """Without an index, files belong together only where their names say so, 1 to N. One file may have any name.
-
-    Returns:
-        The numbers that are missing; None where none is.
-    """
-    path = folder.path
-    parts = [match.groups() if (match := _NUMBERED.fullmatch(name)) else None for name in names]
-    if parts == [None] or not names:
-        return None
-    sets = {(part[0], int(part[2])) if part else None for part in parts}
-    if len(sets) > 1 or None in sets:
-        raise FormatError(
-            f"cannot open {path}: expected an index or one numbered set, found {len(names)} files without an index, "
-            f"{listing(names)}; open one of them, or write the index"
-        )
-    total = int(parts[0][2]) if parts[0] else 0
-    numbers = [int(part[1]) for part in parts if part]
-    if len(set(numbers)) < len(names) or not 1 <= min(numbers) <= max(numbers) <= total:
-        raise FormatError(
-            f"cannot open {path}: expected {total} shards, found {len(names)} whose numbers do not fit together "
-            f"({listing(names)}); open a single file by its path, or write the index"
-        )
-    if len(names) == total:
-        return None
-    stem, digits = names[0].rsplit("-of-", 1)[0].rpartition("-")[::2]
-    absent = islice((number for number in range(1, total + 1) if number not in numbers), MOST_NAMED)
-    gone = tuple(f"{stem}-{number:0{len(digits)}}-of-{names[0].rsplit('-of-', 1)[1]}" for number in absent)
-    return Absent(path, gone, total - len(names), total, begun=folder.store.unfinished())
-
-
 def _from_index(folder: Folder, name: str) -> ShardSet:
     file = folder.store.open(name)
     index = read_json(file, "shard index")
@@ -185,10 +154,9 @@ def _from_index(folder: Folder, name: str) -> ShardSet:
             raise FormatError(
                 f"{file.path}: expected a shard name for tensor {show(key)}, found {show(shard)}; {again}"
             )
-    shards = set(weight_map.values())
     missing: list[str] = []
     found: dict[str, File] = {}
-    for shard in sorted(shards):
+    for shard in sorted(set(weight_map.values())):
         if shard.endswith(WEIGHTS) and not shard.endswith(SAFETENSORS):
             raise UnsupportedCheckpointError(
                 f"{folder.path}: the file {show(shard)}: expected a safetensors file in a safetensors index; {again}"
@@ -197,12 +165,5 @@ def _from_index(folder: Folder, name: str) -> ShardSet:
             found[shard] = folder.store.open(shard)
         except MissingShardError:
             missing.append(shard)
-    absent = _absent(folder, name, weight_map, len(shards), missing) if missing else None
+    absent = lacking(folder, name, weight_map, missing)
     return ShardSet(tuple(sorted(found)), weight_map, name, metadata, found=found, absent=absent)
-
-
-def _absent(folder: Folder, name: str, weight_map: dict[str, str], num_shards: int, missing: list[str]) -> Absent:
-    gone = set(missing)
-    homes = {key: shard for key, shard in weight_map.items() if shard in gone}
-    where = f"{folder.store.path}/{name}"
-    return Absent(where, tuple(missing), len(missing), num_shards, homes, begun=folder.store.unfinished())
