@@ -9,20 +9,22 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
-from math import isfinite
-from typing import Any
+from dataclasses import dataclass, replace
+from math import fsum, isfinite, nan, sqrt
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from .arguments import checked
 from .counting.tally import Tally
 from .counting.values import NUMBERS
-from .display.stats import html_of, html_of_one, text_of, text_of_all
+from .display.stats import html_of, html_of_one, text_of, text_of_all, text_of_rows
+from .display.text import fold_keys
 from .facts import opening_nbytes
 from .graph.node import Node
 from .reduction import Tile, stream
 
+MOST_LINES = 60  # of a table: of more tensors, those that are alike but for numbers in their keys are one line
 STATS_NBYTES = 2500  # of memory that the Stats of one tensor take
 
 
@@ -80,6 +82,15 @@ class Stats:
         return html_of_one(self)
 
 
+class StatsRow(NamedTuple):
+    """Tensors of one dtype and shape whose keys differ only in numbers, taken as one."""
+
+    name: str  # "layers.{0-47}.mlp.gate.weight"
+    keys: tuple[str, ...]
+    stats: Stats  # of a single tensor its own; of several without quantiles and histogram
+    odd: tuple[str, ...]  # keys of those that hold NaN or infinity
+
+
 class CheckpointStats(Mapping[str, Stats]):
     """Stats by key, in the order of the keys. `skipped` names tensors whose elements are no real numbers."""
 
@@ -100,12 +111,21 @@ class CheckpointStats(Mapping[str, Stats]):
         """Tensors that hold NaN or infinity."""
         return {key: one for key, one in self._found.items() if not one.is_finite}
 
+    def rows(self) -> list[StatsRow]:
+        """Tensors that are alike but for numbers in their keys, each row taken as one."""
+        rows = fold_keys({key: (one.dtype, one.shape) for key, one in self.items()})
+        odd = frozenset(self.not_finite)
+        return [
+            StatsRow(name, keys, _joined([self[key] for key in keys]), tuple(key for key in keys if key in odd))
+            for name, keys in rows
+        ]
+
     def as_dict(self) -> dict[str, Any]:
         """For programs."""
         return {"tensors": {key: one.as_dict() for key, one in self.items()}, "skipped": list(self.skipped)}
 
     def __str__(self) -> str:
-        return text_of_all(self)
+        return text_of_all(self) if len(self) <= MOST_LINES else text_of_rows(self.rows())
 
     def __repr__(self) -> str:
         return f"CheckpointStats({self._headline()})"
@@ -149,6 +169,35 @@ def stats_of(
     stream(groups, visit, num_workers, max_memory, report, STATS_NBYTES, opened_nbytes=opened)
     ordered = {key: found[key] for key in wanted}
     return CheckpointStats(ordered, tuple(key for key in tensors if key not in ordered))
+
+
+def _joined(parts: list[Stats]) -> Stats:
+    """Several tensors taken as one."""
+    if len(parts) == 1:
+        return parts[0]
+    finite = [(one.num_elements - one.num_nan - one.num_inf, one) for one in parts]
+    finite = [(count, one) for count, one in finite if count]
+    total = sum(count for count, _ in finite)
+    mean, spread = nan, nan
+    if total:
+        mean = fsum(count * one.mean for count, one in finite) / total
+        inside = fsum((count - 1) * one.std**2 for count, one in finite if count > 1)
+        spread = inside + fsum(count * (one.mean - mean) ** 2 for count, one in finite)
+    low, high = min((one.min for _, one in finite), default=nan), max((one.max for _, one in finite), default=nan)
+    return replace(
+        parts[0],
+        min=low,
+        max=high,
+        mean=mean,
+        std=sqrt(spread / (total - 1)) if total > 1 else nan,
+        absmax=max(abs(low), abs(high)),
+        **{
+            name: sum(getattr(one, name) for one in parts)
+            for name in ("num_elements", "num_zeros", "num_nan", "num_inf")
+        },
+        quantiles={},
+        bin_counts=(),
+    )
 
 
 def _stats(node: Node, tally: Tally) -> Stats:

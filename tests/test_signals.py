@@ -174,8 +174,32 @@ def test_a_log_gets_lines_and_a_short_run_none(
     source.save(tmp_path / "long", progress=True)
     lines = capsys.readouterr().err.splitlines()
     assert lines
-    assert all(line.startswith("convert: ") and "/s, " in line for line in lines)
-    assert lines[-1].startswith("convert: 100% of ")
+    assert all(line.startswith("save: ") and "/s, " in line for line in lines)
+    assert lines[-1].startswith("save: 100% of ")
+
+
+def test_a_command_calls_its_progress_what_was_typed(
+    golden: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from lazysd.cli.main import main
+    from lazysd.save import progress
+
+    monkeypatch.setattr(progress, "LINE_SECONDS", 0)
+    base, adapter = str(golden / "qwen3_moe_tiny"), str(golden / "peft_paramwrapper_r3")
+    for words, labels in (
+        (["convert", base, str(tmp_path / "nemo"), "--to", "nemo", "--verify"], ["convert", "verify"]),
+        (["merge", base, adapter, str(tmp_path / "merged")], ["merge"]),
+        (["verify", str(tmp_path / "nemo")], ["verify"]),
+        (["verify", str(tmp_path / "nemo"), "--against", base], ["verify"]),
+        (["stats", base], ["stats"]),
+        (["diff", base, str(tmp_path / "nemo")], ["diff"]),
+    ):
+        assert main(words) == 0, words
+        lines = [line.split(": ")[0] for line in capsys.readouterr().err.splitlines() if "/s, " in line]
+        assert list(dict.fromkeys(lines)) == labels, words
+        again = ["--overwrite"] if words[0] in ("convert", "merge") else []
+        assert main([*words, *again, "--no-progress"]) == 0
+        assert "/s, " not in capsys.readouterr().err
 
 
 def test_the_rate_is_that_of_this_run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

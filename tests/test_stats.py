@@ -17,7 +17,7 @@ import lazysd
 from lazysd import reduction
 from lazysd.cli.main import main
 from lazysd.counting.kernels import compiled, plain
-from lazysd.display.stats import text_of_all
+from lazysd.display.stats import MAX_ROWS, text_of_all
 
 NARROW = [
     torch.bfloat16,
@@ -174,3 +174,72 @@ def test_lines_are_sorted_and_capped(tmp_path: Path, capsys: Any) -> None:
         assert lines[0].split()[0] == first
         assert (lines[-1] == f"… and {13 - count} more tensors") == (count < 13)
         assert count < 13 or lines[-1].split()[0] == "nothing"
+
+
+def many(num_layers: int = 31) -> dict[str, torch.Tensor]:
+    torch.manual_seed(3)
+    made = {f"layers.{n}.{name}.weight": torch.randn(5, 7) + n for n in range(num_layers) for name in ("up", "down")}
+    return made | {"norm": torch.ones(3)}
+
+
+def test_of_many_tensors_those_alike_are_one_line(tmp_path: Path, capsys: Any) -> None:
+    tensors = many()
+    save_file(tensors, tmp_path / "m.safetensors")
+    path = str(tmp_path / "m.safetensors")
+    assert main(["stats", path]) == 0
+    head, *lines = capsys.readouterr().out.splitlines()
+    assert [line.split("  ")[0] for line in lines] == [
+        "layers.{0-30}.down.weight x 31",
+        "layers.{0-30}.up.weight x 31",
+        "norm",
+    ]
+    assert "50%" not in head  # of a row nobody knows it
+    for words, count in ((["--keys"], 64), (["--top", "9"], 11), (["--sort", "std"], 4), (["layers.1*.up*"], 12)):
+        assert main(["stats", path, *words]) == 0
+        assert len(capsys.readouterr().out.splitlines()) == count, words
+    assert main(["stats", path, "--json"]) == 0
+    assert len(json.loads(capsys.readouterr().out)["tensors"]) == 63
+    assert len(str(lazysd.open(path).stats()).splitlines()) == 4
+
+
+def test_a_row_is_its_tensors_taken_as_one() -> None:
+    tensors = many()
+    tensors["layers.3.up.weight"][0, 0] = torch.nan
+    tensors["layers.4.up.weight"][:] = torch.inf
+    tensors["layers.5.up.weight"][:] = 0
+    found = lazysd.Checkpoint({key: lazysd.from_torch(tensor) for key, tensor in tensors.items()}).stats()
+    for row in found.rows():
+        whole = torch.cat([tensors[key].flatten() for key in row.keys])
+        plain = whole.double()[whole.isfinite()]
+        assert (row.stats.num_elements, row.stats.num_zeros) == (whole.numel(), int((whole == 0).sum()))
+        assert (row.stats.num_nan, row.stats.num_inf) == (int(whole.isnan().sum()), int(whole.isinf().sum()))
+        assert (row.stats.min, row.stats.max) == (plain.min(), plain.max())
+        assert row.stats.mean == pytest.approx(float(plain.mean()), rel=1e-12)
+        assert row.stats.std == pytest.approx(float(plain.std()), rel=1e-12)
+    (odd,) = (row for row in found.rows() if row.odd)
+    assert odd.odd == ("layers.3.up.weight", "layers.4.up.weight")
+    assert str(found).splitlines()[-1] == "NaN or inf in 2 tensors: 'layers.3.up.weight', 'layers.4.up.weight'"
+
+
+def test_a_row_of_nothing_finite() -> None:
+    found = lazysd.Checkpoint({f"a.{n}": lazysd.from_torch(torch.full((2,), torch.nan)) for n in range(99)}).stats()
+    (row,) = found.rows()
+    assert (row.stats.num_nan, row.stats.num_zeros) == (198, 0)
+    assert all(map(math.isnan, (row.stats.min, row.stats.max, row.stats.mean, row.stats.std, row.stats.absmax)))
+
+
+def test_no_table_is_longer_than_a_screen_or_three(tmp_path: Path, capsys: Any) -> None:
+    """Names that do not fold, and all of them with NaN."""
+    tensors = {f"w{n}": torch.tensor([float("nan")]) for n in range(MAX_ROWS + 50)}
+    save_file(tensors, tmp_path / "m.safetensors")
+    for words, last in (([], "NaN or inf in 250 tensors"), (["--check"], "250 of 250 tensors hold NaN")):
+        main(["stats", str(tmp_path / "m.safetensors"), *words])
+        lines = capsys.readouterr().out.splitlines()
+        assert len(lines) == MAX_ROWS + 3
+        assert lines[-2].startswith("… and 50 more tensors")
+        assert lines[-1].startswith(last)
+
+
+def test_quantiles_stand_in_the_table_of_a_notebook() -> None:
+    page = lazysd.Checkpoint({"a": lazysd.from_torch(torch.arange(-50.0, 51.0))}).stats()._repr_html_()
+    assert all(f">{text}<" in page for text in ("1%", "50%", "99%", "-49", "49"))

@@ -7,7 +7,8 @@ import json
 import os
 import shutil
 import sys
-from contextlib import suppress
+from collections.abc import Callable
+from contextlib import AbstractContextManager, suppress
 from math import isfinite
 from typing import Any
 
@@ -276,6 +277,11 @@ def add_verbosity(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--no-progress", action="store_true", help="no bar, and no lines where stderr is no terminal")
 
 
-def wants_progress(args: argparse.Namespace) -> bool:
-    """A bar where someone looks, lines in a log (save.progress knows); nothing where it was not wanted."""
-    return not (args.quiet or args.no_progress)
+def progress(args: argparse.Namespace, label: str | None = None) -> AbstractContextManager[Callable[[int, int], None]]:
+    """A bar where someone looks, lines in a log (save.progress knows); nothing where it was not wanted.
+
+    It is called what the user typed, if `label` says nothing else.
+    """
+    from ..save.progress import reporter
+
+    return reporter(not (args.quiet or args.no_progress), label or args.command)

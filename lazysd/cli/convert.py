@@ -21,6 +21,7 @@ from .. import dtypes
 from ..checkpoint import Checkpoint
 from ..errors import LayoutError
 from ..formats.base import sentence
+from ..save.plan import Plan
 from ..sizes import format_nbytes
 from ..stores.placing import SUFFIX
 from ..stores.strict_json import printable
@@ -36,9 +37,9 @@ from .common import (
     emit,
     emit_done,
     opened,
+    progress,
     remarked,
     say,
-    wants_progress,
 )
 
 
@@ -75,21 +76,13 @@ def run(args: argparse.Namespace) -> int:
 def write(result: Checkpoint, args: argparse.Namespace, made: str) -> int:
     """Save a checkpoint to args.dst as the arguments say, `made` being its name in words; returns the exit code."""
     if args.dry_run:
-        plan = result.plan(args.max_shard_size, args.max_memory, args.workers, args.format)
-        emit(args, str(plan), plan.as_dict())
+        planned = result.plan(args.max_shard_size, args.max_memory, args.workers, args.format)
+        emit(args, str(planned), planned.as_dict())
         return 0
     started = time.perf_counter()
-    options: dict[str, Any] = {"max_shard_size": args.max_shard_size, "max_memory": args.max_memory}
-    options["format"] = args.format
-    options |= {"overwrite": args.overwrite, "resume": not args.no_resume, "progress": wants_progress(args)}
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:  # started by torchrun: every rank writes its share
-        from ..distributed import save, world
-
-        plan = save(result, args.dst, workers_per_rank=args.workers, **options)
-        if world().rank > 0:
-            return 0
-    else:
-        plan = result.save(args.dst, workers=args.workers, **options)
+    plan = _saved(result, args)
+    if plan is None:
+        return 0
     seconds = time.perf_counter() - started
     if plan.lossy:
         say(args, "lossy: " + "; ".join(plan.lossy))
@@ -113,6 +106,19 @@ def write(result: Checkpoint, args: argparse.Namespace, made: str) -> int:
         code = 0 if comparison.equal else CHECK_FAILED
     emit_done(args, text, data)
     return code
+
+
+def _saved(result: Checkpoint, args: argparse.Namespace) -> Plan | None:
+    """Save; the plan that was carried out. None on ranks of torchrun that have nothing to say of it."""
+    options: dict[str, Any] = {"max_shard_size": args.max_shard_size, "max_memory": args.max_memory}
+    options |= {"format": args.format, "overwrite": args.overwrite, "resume": not args.no_resume}
+    with progress(args) as report:
+        if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+            return result.save(args.dst, workers=args.workers, progress=report, **options)
+        from ..distributed import save, world  # started by torchrun: every rank writes its share
+
+        plan = save(result, args.dst, workers_per_rank=args.workers, progress=report, **options)
+        return plan if world().rank == 0 else None
 
 
 def layout_of(checkpoint: Checkpoint) -> str | None:

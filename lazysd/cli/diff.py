@@ -13,8 +13,19 @@ from __future__ import annotations
 import argparse
 
 from ..errors import LayoutError
-from .common import CHECK_FAILED, add_filters, add_json, add_reading, add_verbosity, count, emit, opened, stated, width
-from .common import wants_progress as wants
+from .common import (
+    CHECK_FAILED,
+    add_filters,
+    add_json,
+    add_reading,
+    add_verbosity,
+    count,
+    emit,
+    opened,
+    progress,
+    stated,
+    width,
+)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -54,7 +65,11 @@ def run(args: argparse.Namespace) -> int:
         raise LayoutError("--stat and --tolerance need the values, which --no-values does not look at")
     from ..comparing import compare
 
-    with opened(args.a, args, partial=True) as a, opened(args.b, args, partial=True) as b:
+    with (
+        opened(args.a, args, partial=True) as a,
+        opened(args.b, args, partial=True) as b,
+        progress(args) as report,
+    ):
         comparison = compare(
             a,
             b,
@@ -65,7 +80,7 @@ def run(args: argparse.Namespace) -> int:
             tolerance=args.tolerance,
             max_memory=args.max_memory,
             workers=args.workers,
-            progress=wants(args),
+            progress=report,
         )
     head = comparison.headline()
     if args.tolerance:

@@ -1,6 +1,7 @@
 """Show what the values are like: smallest, largest, mean, zeros, NaN; of one tensor quantiles and a histogram.
 
-Every tensor is read once. KEY is a key or a glob; --check ends with 1 where there is NaN or infinity.
+Every tensor is read once. KEY is a key or a glob; --check ends with 1 where there is NaN or infinity. Of more than 60
+tensors, those that are alike but for numbers in their keys are one line; --keys or --top list each.
 
 Examples:
   lazysd stats Qwen3-30B-A3B
@@ -11,9 +12,9 @@ Examples:
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from math import isnan
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ..errors import MissingTensorError
 from ..nearest import did_you_mean
@@ -27,9 +28,12 @@ from .common import (
     count,
     emit,
     opened,
-    wants_progress,
+    progress,
     width,
 )
+
+if TYPE_CHECKING:
+    from ..stats import CheckpointStats
 
 SORTS: dict[str, Callable[[Any], float]] = {
     "absmax": lambda one: one.absmax,
@@ -46,6 +50,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--sort", choices=("file", *SORTS), default="file", help="order of lines, the largest first (default: file)"
     )
     parser.add_argument("--top", type=count, metavar="N", help="show at most N lines")
+    parser.add_argument("--keys", action="store_true", help="a line a tensor, however many there are")
     parser.add_argument("--check", action="store_true", help="exit with 1 where there is NaN or infinity, and name it")
     add_reading(parser)
     add_json(parser)
@@ -53,7 +58,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    from ..display.stats import text_of_all
+    from ..display.stats import MAX_ROWS
 
     with opened(args.checkpoint, args, partial=True) as checkpoint:
         if args.key in checkpoint:
@@ -63,11 +68,12 @@ def run(args: argparse.Namespace) -> int:
             if not chosen:
                 raise MissingTensorError(f"no key is or matches {args.key!r}{did_you_mean(args.key, checkpoint)}")
             checkpoint = chosen
-        found = checkpoint.stats(max_memory=args.max_memory, workers=args.workers, progress=wants_progress(args))
+        with progress(args) as report:
+            found = checkpoint.stats(max_memory=args.max_memory, workers=args.workers, progress=report)
     bad = found.not_finite
     if args.check:
-        text = text_of_all(found, bad, width()) if bad else ""
-        text += ("\n" if text else "") + f"{len(bad)} of {len(found)} tensors hold NaN or infinity"
+        text = f"{_lines(found, list(bad), args.top or MAX_ROWS)}\n" if bad else ""
+        text += f"{len(bad)} of {len(found)} tensors hold NaN or infinity"
     else:
         text = str(next(iter(found.values()))) if len(found) == 1 else _table(found, args)
     if found.skipped:
@@ -76,13 +82,29 @@ def run(args: argparse.Namespace) -> int:
     return CHECK_FAILED if args.check and bad else 0
 
 
-def _table(found: Mapping[str, Any], args: argparse.Namespace) -> str:
+def _table(found: CheckpointStats, args: argparse.Namespace) -> str:
     """The lines that the arguments ask for. What is not a number stands last."""
-    from ..display.stats import text_of_all
+    from ..display.stats import text_of_rows
+    from ..stats import MOST_LINES
 
+    def place(one: Any) -> tuple[bool, float]:
+        return isnan(size := SORTS[args.sort](one)), -size
+
+    if len(found) > MOST_LINES and not args.keys and args.top is None:
+        rows = found.rows()
+        if args.sort != "file":
+            rows.sort(key=lambda row: place(row.stats))
+        return text_of_rows(rows, width())
     keys = list(found)
     if args.sort != "file":
-        keys.sort(key=lambda key: (isnan(size := SORTS[args.sort](found[key])), -size))
-    text = text_of_all(found, keys[: args.top], width())
-    left = len(keys) - len(keys[: args.top])
+        keys.sort(key=lambda key: place(found[key]))
+    return _lines(found, keys, args.top)
+
+
+def _lines(found: CheckpointStats, keys: list[str], top: int | None) -> str:
+    """The first tensors, a line each, and how many more there are."""
+    from ..display.stats import text_of_all
+
+    text = text_of_all(found, keys[:top], width())
+    left = len(keys) - len(keys[:top])
     return f"{text}\n… and {left} more tensors" if left else text

@@ -30,8 +30,8 @@ from .common import (
     emit,
     in_family,
     opened,
+    progress,
     stated,
-    wants_progress,
 )
 
 if TYPE_CHECKING:
@@ -84,11 +84,10 @@ def alone(args: argparse.Namespace) -> int:
     """DST against its own manifest; what came from the hub against the etags of its files."""
     from ..checking import check_folder
     from ..etags import check_snapshot, snapshot_of
-    from ..save.progress import reporter
 
     if args.include or args.exclude or args.source or args.to or args.merge_rank:
         raise LayoutError("--include, --exclude, --from, --to and --merge-rank need --against SRC to compare with")
-    with reporter(wants_progress(args), "verify") as report:
+    with progress(args) as report:
         if snapshot_of(args.dst) is None:
             found = check_folder(args.dst, args.workers, report, args.max_memory)
         else:
@@ -101,10 +100,9 @@ def check(dst: str, expected: Checkpoint, args: argparse.Namespace, layout: str 
     """Compare the checkpoint at `dst` with what it should hold: tensors, and what an adapter's files say of them."""
     from ..comparing import in_layout
     from ..comparison import compare, compare_adapters
-    from ..save.progress import reporter
 
     names = ("DST", "SRC")
-    with open_checkpoint(dst, "pread", args.follow_links) as found, reporter(wants_progress(args), "verify") as report:
+    with open_checkpoint(dst, "pread", args.follow_links) as found, progress(args, "verify") as report:
         comparison = compare(found, expected, names, args.workers, report, max_memory=args.max_memory)
         compare_adapters(comparison, in_layout(found, layout or expected.layout, expected.family), expected, names)
     return comparison

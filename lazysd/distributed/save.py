@@ -87,7 +87,7 @@ def save(
             lambda: checkpoint.plan(max_shard_size, max_memory, crew, format),
             lambda plan: output_folder(checkpoint, plan, Path(os.path.expanduser(ranks.dst)), overwrite, resume),
         )
-        with reporter(progress if ranks.share.rank == 0 else None, "convert") as report:
+        with reporter(progress if ranks.share.rank == 0 else None, "save") as report:
             _write(ranks, checkpoint, plan, folder, report)
         if not made_here:
             dist.destroy_process_group(group)

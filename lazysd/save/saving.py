@@ -47,7 +47,7 @@ def save(
             raise ValueError(f"{place} names one safetensors file; a checkpoint of format {format!r} is a folder")
         max_shard_size = sys.maxsize
     plan = checkpoint.plan(max_shard_size, max_memory, workers, format)
-    with output_folder(checkpoint, plan, place, overwrite, resume) as folder, reporter(progress, "convert") as report:
+    with output_folder(checkpoint, plan, place, overwrite, resume) as folder, reporter(progress, "save") as report:
         try:
             say_kept(plan, folder, report)
             Save(plan, folder, report, Share(0, 1)).run()
