@@ -56,7 +56,9 @@ class Safetensors:
                     keys.setdefault(name, []).append(key)
             remarks += check_weight_map(shards.weight_map, keys, f"{folder.store.path}/{shards.index_name}")
         metadata, differing = merged_metadata(headers)
-        headers = {file: within(file, header) for file, header in headers.items()}
+        headers |= {
+            file: within(file, headers[file]) for file, one in found.items() if one is not headers.get(file, one)
+        }
         used = {*shards.names, *([shards.index_name] if shards.index_name else [])}
         absent = _sized(shards, absent, headers)
         num_named = len(shards.weight_map or ()) - len(absent.homes or () if absent else ())
