@@ -352,6 +352,12 @@ def test_other_damage_is_no_part(cut: Path) -> None:
         lazysd.open(cut, partial=True)
 
 
+def test_a_cut_shard_is_counted_once(cut: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["inspect", str(cut)]) == 0
+    num_tensors = len(random_hf(EXPERTS, layers=3))
+    assert f" in 3 files, of {num_tensors} in 3\n" in capsys.readouterr().out
+
+
 def test_commands_on_a_cut_shard(cut: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     other = whole(tmp_path / "whole")
     gone = sorted(beyond(other / GONE, (cut / GONE).stat().st_size))

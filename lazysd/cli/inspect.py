@@ -95,7 +95,7 @@ def _head(data: dict[str, Any]) -> Iterator[str]:
     files = f"{data['files']} file{'s' if data['files'] != 1 else ''}"
     gone = data["missing"]
     known = [len(one["homes"]) for one in gone if one["homes"]]
-    part = f", of {data['tensors'] + sum(known):,} in {data['files'] + gone[0]['num_missing']}" if known else ""
+    part = f", of {data['tensors'] + sum(known):,} in {gone[0]['num_shards']}" if known else ""
     yield f"tensors  {data['tensors']:,} in {files}{part}"
     active = f", {data['active_parameters']:,} active for a token" if data["active_parameters"] else ""
     yield f"weights  {data['parameters']:,} parameters{active}"
