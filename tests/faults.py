@@ -27,7 +27,7 @@ import torch
 from checkpoints import random_hf, write
 
 import lazysd
-from lazysd.errors import NoSpaceError, WriteError
+from lazysd.errors import NoSpaceError, ReadError, WriteError
 from lazysd.save.manifest import MANIFEST
 from lazysd.stores.journal import JOURNAL
 
@@ -48,7 +48,7 @@ def in_child(action: Callable[[], Any], wait_s: float | None = None) -> int:
         try:
             action()
             code = 0
-        except (WriteError, NoSpaceError):
+        except (WriteError, NoSpaceError, ReadError):  # of the source, where opening it failed
             code = FAILED
         except Exception:  # noqa: BLE001 - the parent judges by the code
             traceback.print_exc()
