@@ -10,7 +10,6 @@ from .keys import parse_key
 from .rule import End
 
 _PROJECTION = re.compile(r"\{\w+\}\.(\{\w+:[^}]*\}|\w+)\.(weight|bias)$")  # of one expert, in the hub's keys
-_STACKED = re.compile(r"\(?e[0-9]*( \(?[ghi][0-9]*\)?)+\)? ->")  # axes of a tensor of all experts
 _STACK = re.compile(r"\b[ez]([0-9]*)[du]?\b")  # which of several lists of experts an axis counts
 Fixed = tuple[tuple[str, str], ...]  # the fields that all keys of a group share: prefix, layer
 
@@ -36,11 +35,8 @@ def check_layers(ends: Sequence[End], groups: Iterable[tuple[int, Fixed]]) -> No
 
 
 def is_of_experts(end: End) -> bool:
-    """Whether a rule is of weights or biases; what has other axes than theirs, such as a scale, may stand anywhere."""
-    rule = end.rule
-    if rule.rename:
-        return False
-    return _PROJECTION.search(rule.hf) is not None or _STACKED.match(rule.axes) is not None
+    """Whether a rule is of weights or biases; what only belongs to a weight, such as a scale, may be anywhere."""
+    return not end.rule.rename and _PROJECTION.search(end.rule.hf) is not None
 
 
 def stack_of(end: End) -> tuple[str, ...]:
