@@ -237,7 +237,8 @@ other.to_empty(device="cpu")  # torch imports what it needs for this: 35 MB
 key = "model.layers.0.mlp.experts."
 zeros = torch.zeros(8, 8, dtype=torch.bfloat16)
 made = {key + f"{e}.{g}_proj.weight": zeros for e in range(2) for g in ("gate", "up", "down")}
-lazysd.load_into(small, lazysd.convert({k: lazysd.from_torch(t) for k, t in made.items()}, "hf-fused"))  # imports
+made = {key: lazysd.from_torch(tensor) for key, tensor in made.items()}
+lazysd.load_into(small, lazysd.convert(made, "hf-fused", family="qwen3_moe"))  # imports
 torch.set_num_threads(2)
 ckpt = lazysd.open(sys.argv[1]).convert("hf-fused").select("*experts*")
 gc.collect()
@@ -261,7 +262,7 @@ def test_memory_grows_by_the_model_and_one_expert(tmp_path: Path, way: str) -> N
     """From per-expert files into grouped parameters of 100 MB in all; a group alone would be 17 or 34 MB."""
     sizes = (16, 1024, 512, 2)
     hf = {key: torch.randint(0, 9, t.shape).to(torch.bfloat16) for key, t in random_hf(*sizes).items()}
-    write(tmp_path / "src", hf, shards=3, config={"num_experts": 16})
+    write(tmp_path / "src", hf, shards=3, config={"model_type": "qwen3_moe", "num_experts": 16})
     command = [sys.executable, "-c", PEAK, str(tmp_path / "src"), json.dumps(sizes), way]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
