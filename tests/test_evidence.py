@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -356,6 +357,26 @@ def test_a_third_layout_beside_the_stated_one_is_refused() -> None:
     for source in ("hf", None):
         with pytest.raises(LayoutError, match=r"side by side.*mlp\.experts|mlp\.experts.*side by side"):
             lazysd.convert({**hf, **grouped}, "vllm", source, "minimax_m2")
+
+
+@pytest.mark.parametrize(
+    ("family", "module", "words"),
+    [
+        ("kimi_k25", "mlp", ("gate_proj", "up_proj", "down_proj")),
+        ("minimax_m3_vl", "block_sparse_moe", ("w1", "w3", "w2")),
+    ],
+)
+def test_a_new_name_of_a_module_claims_no_experts_below_it(family: str, module: str, words: tuple[str, ...]) -> None:
+    """The same experts once more, in a form whose keys a layout would rename with all the rest of the module."""
+    at = f"language_model.model.layers.3.{module}.experts."
+    hf = {f"{at}{e}.{word}.weight": noise((4, 4)) for e in range(11) for word in words}
+    made = {name: lazysd.convert(hf, name, "hf", family) for name in ("hf-fused", "nemo")}
+    for source, target in product(made, ("hf", "hf-fused", "nemo", "vllm")):
+        assert len(lazysd.convert(made[source], target, source, family)) == (33 if target == "hf" else 2)
+        other = made["nemo" if source == "hf-fused" else "hf-fused"]
+        for more in (other, dict([next(iter(other.items()))])):
+            with pytest.raises(LayoutError, match=r"experts\.\S+ .* layouts stand side by side"):
+                lazysd.convert({**made[source], **more}, target, source, family)
 
 
 def test_a_stack_that_one_layer_lacks_is_missing() -> None:

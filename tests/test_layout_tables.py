@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -86,6 +87,18 @@ def test_a_new_family_in_ten_lines(tmp_path: Path) -> None:
     assert torch.equal(bits(nemo[at + "gate_and_up_projs"].materialize()), expected)
     for to in ("nemo", "hf-fused", "vllm"):
         assert all(ckpt.convert(to).convert("hf")[key] is ckpt[key] for key in ckpt)
+
+
+def test_what_a_table_leaves_apart_stays_in_every_layout(tmp_path: Path) -> None:
+    """Also where the layout is stated: a prefix that stays proves no other layout."""
+    apart = TEN_LINES.replace("[family.experts]", 'apart = ["mtp."]\n[family.experts]')
+    lazysd.layouts.load(saved(tmp_path, apart))
+    beside = {"mtp.norm.weight": noise((4,))} | {f"mtp.0.{key}": tensor for key, tensor in my_moe().items()}
+    state = beside | my_moe()
+    for source, to in product(("hf", "hf-fused", "nemo"), repeat=2):
+        made = lazysd.convert(lazysd.convert(state, source, "hf", "my_moe"), to, source, "my_moe")
+        assert_same({key: made[key] for key in beside}, beside)
+        assert_same(lazysd.convert(made, "hf", to, "my_moe"), state)
 
 
 def test_a_layout_from_toml_on_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -14,7 +14,7 @@ from . import registry
 from .agreement import agreed
 from .detect import STATE, Found, find, model_type_of, unknown
 from .evidence import Evidence
-from .rule import Layout
+from .rule import Layout, Rule
 from .sizes import stated_over
 
 
@@ -97,18 +97,26 @@ def choose(
 def _refuse_mixture(tensors: Mapping[str, LazyTensor], origin: Layout, target: Layout, shown: object) -> None:
     """Raise LayoutError where keys of a third layout of the family stand beside those of the one that was stated.
 
-    Where keys of the target are there already, the conversion says what would become the same key.
+    Where keys of the target are there already, the conversion says what would become the same key; not so where
+    they would be renamed with all the rest of their module.
     """
     evidence = Evidence(tensors)
-    known = [rule.ends(False).template for rule in origin.rules] + list(target.own_keys)
-    others = {t.text: t for layout in registry.layouts_of(str(origin.family)) for t in layout.own_keys}
+    layouts = registry.layouts_of(str(origin.family))
+    others = {t.text: t for layout in layouts for t in layout.own_keys if not t.is_broad}
     for key in evidence.matched(others.values()).values():
-        if all(template.match(key) is None for template in known):
+        claims = [rule for rule in origin.rules if rule.ends(False).template.match(key) is not None]
+        meets = not claims and any(template.match(key) is not None for template in target.own_keys)
+        if not meets and all(_is_sweeping(rule) for rule in claims):
             raise LayoutError(
-                f"{key} of {shown} is of no rule of layout {origin.name!r} of family {origin.family!r}, which was "
+                f"{key} of {shown} is no key of layout {origin.name!r} of family {origin.family!r}, which was "
                 "stated, but of another layout of that family: keys of two layouts stand side by side; convert each "
                 "alone (--include, select), or correct the layout that is stated (source=, --from)"
             )
+
+
+def _is_sweeping(rule: Rule) -> bool:
+    """Whether a rule renames all that is below a module, whatever that is, and so says nothing of experts there."""
+    return rule.rename and not rule.is_identity and rule.ends(False).template.is_broad
 
 
 def _stated(
