@@ -231,6 +231,14 @@ def _written(at: Path, scale: float) -> None:
         raise RuntimeError(made.said)
 
 
+def _tiny(at: Path, scale: float) -> None:
+    """Many tensors of a few elements, whose keys do not fold."""
+    name = "model.layers.{}.mlp.block{}x.a_name_as_long_as_names_become.weight"
+    keys = [name.format(n % 48, n) for n in range(int(30_000 * scale))]
+    for seed, side in enumerate(("src", "other"), 1):
+        write(at / side / "model.safetensors", [(key, "BF16", (8,)) for key in keys], seed)
+
+
 def _adapter(at: Path, scale: float) -> None:
     experts = max(1, int(32 * scale))
     single(at / "src", 1, experts, 2048, 768)
@@ -263,6 +271,11 @@ SCENARIOS = (
     Scenario("verify against", _written, ("verify", "{}/src", "--against", "{}/from", "--workers", "8", "-q")),
     Scenario("diff", _both, ("diff", "{}/src", "{}/other", "--workers", "8", "-q")),
     Scenario("stats", _both, ("stats", "{}/src", "--workers", "8", "-q")),
+    Scenario("tiny: stats", _tiny, ("stats", "{}/src", "--keys", "-q")),
+    Scenario("tiny: stats --json", _tiny, ("stats", "{}/src", "--json", "-q")),
+    Scenario("tiny: diff", _tiny, ("diff", "{}/src", "{}/other", "-q")),
+    Scenario("tiny: diff --json", _tiny, ("diff", "{}/src", "{}/other", "--json", "-q")),
+    Scenario("tiny: verify", _tiny, ("verify", "{}/src", "--against", "{}/src", "--json", "-q")),
 )
 
 

@@ -122,7 +122,11 @@ class CheckpointStats(Mapping[str, Stats]):
 
     def as_dict(self) -> dict[str, Any]:
         """For programs."""
-        return {"tensors": {key: one.as_dict() for key, one in self.items()}, "skipped": list(self.skipped)}
+        return self.outline() | {"tensors": {key: one.as_dict() for key, one in self.items()}}
+
+    def outline(self) -> dict[str, Any]:
+        """`as_dict()`, with a function in place of what each tensor's Stats say, which returns that."""
+        return {"tensors": {key: one.as_dict for key, one in self.items()}, "skipped": list(self.skipped)}
 
     def __str__(self) -> str:
         return text_of_all(self) if len(self) <= MOST_LINES else text_of_rows(self.rows())

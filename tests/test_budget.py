@@ -30,6 +30,11 @@ SCALES = {
     "verify": 0.1,
     "diff": 0.1,
     "stats": 0.1,
+    "tiny: stats": 0.13,
+    "tiny: stats --json": 0.13,
+    "tiny: diff": 0.13,
+    "tiny: diff --json": 0.13,
+    "tiny: verify": 0.13,
 }
 AT_THE_DEFAULT = ("FP8 -> bf16",)  # more threads, each with its temporaries
 

@@ -155,6 +155,20 @@ def test_only_in_one(tmp_path: Path) -> None:
     assert found.num_equal == 1
 
 
+def test_keys_of_one_side_are_not_looked_for_among_near_ones(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[str] = []
+    monkeypatch.setattr("lazysd.checkpoint.did_you_mean", lambda key, _: asked.append(key) or "")
+    a, b = (lazysd.Checkpoint({f"{side}.{n}": lazysd.from_torch(torch.ones(1)) for n in range(9)}) for side in "ab")
+    assert len(lazysd.compare(a, b).differences) == 18
+    assert not asked
+
+
+def test_a_word_of_a_key_may_be_the_zero_character() -> None:
+    found = lazysd.compare({"a.0.\0.1": torch.ones(2)}, {"a.0.\0.1": torch.zeros(2)})
+    assert [row.name for row in found.rows()] == ["a.0.\\x00.1"]
+    assert "a.0.\\x00.1" in str(found)
+
+
 def test_a_cast_that_lost_nothing_is_called_so(capsys: pytest.CaptureFixture[str]) -> None:
     a = {f"layers.{n}.w": torch.tensor([1.0, n]) for n in range(11)}
     b = {key: tensor.bfloat16() for key, tensor in a.items()} | {"layers.3.w": torch.tensor([1.01, 3]).half()}

@@ -9,6 +9,7 @@ import shutil
 import sys
 from collections.abc import Callable
 from contextlib import AbstractContextManager, suppress
+from itertools import islice
 from math import isfinite
 from typing import Any
 
@@ -22,6 +23,7 @@ from ..renaming import rename_keys
 from ..sizes import parse_size
 from ..stores.strict_json import printable
 
+_PARTS = 4096  # of JSON that are written at a time
 CHECK_FAILED = 1  # exit code of verify and diff when what they check does not hold
 
 
@@ -230,9 +232,18 @@ def width() -> int | None:
     return shutil.get_terminal_size().columns if sys.stdout is not None and sys.stdout.isatty() else None
 
 
-def emit(args: argparse.Namespace, text: str, data: Any) -> None:
-    """The result, on stdout: JSON where asked for, else text."""
-    print(json.dumps(data, indent=2) if getattr(args, "json", False) else in_lines(text))
+def emit(args: argparse.Namespace, text: str | Callable[[], str], data: Any) -> None:
+    """The result, on stdout: JSON where asked for, else text.
+
+    What a function makes is made only if it is asked for; of functions within `data`, when the JSON has come to them.
+    """
+    if not getattr(args, "json", False):
+        print(in_lines(text if isinstance(text, str) else text()))
+        return
+    parts = json.JSONEncoder(indent=2, default=lambda make: make()).iterencode(data)
+    while part := "".join(islice(parts, _PARTS)):
+        print(part, end="")
+    print()
 
 
 def in_lines(text: str) -> str:

@@ -11,6 +11,7 @@ Examples:
 from __future__ import annotations
 
 import argparse
+from typing import TYPE_CHECKING
 
 from ..errors import LayoutError
 from .common import (
@@ -26,6 +27,9 @@ from .common import (
     stated,
     width,
 )
+
+if TYPE_CHECKING:
+    from ..comparison import Comparison
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -82,6 +86,12 @@ def run(args: argparse.Namespace) -> int:
             workers=args.workers,
             progress=report,
         )
+    emit(args, lambda: _text(comparison, args), comparison.outline)
+    return 0 if comparison.equal else CHECK_FAILED
+
+
+def _text(comparison: Comparison, args: argparse.Namespace) -> str:
+    """The headline, what moved, and what differs."""
     head = comparison.headline()
     if args.tolerance:
         head += f"; elements within {args.tolerance:g} of each other count as equal"
@@ -90,5 +100,4 @@ def run(args: argparse.Namespace) -> int:
         comparison.table(args.sort, args.top, args.stat, width()),
         *([] if args.stat else comparison.details()),
     ]
-    emit(args, "\n".join(line for line in lines if line), comparison.as_dict())
-    return 0 if comparison.equal else CHECK_FAILED
+    return "\n".join(line for line in lines if line)

@@ -58,8 +58,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    from ..display.stats import MAX_ROWS
-
     with opened(args.checkpoint, args, partial=True) as checkpoint:
         if args.key in checkpoint:
             checkpoint = checkpoint.like({args.key: checkpoint[args.key]})
@@ -70,16 +68,23 @@ def run(args: argparse.Namespace) -> int:
             checkpoint = chosen
         with progress(args) as report:
             found = checkpoint.stats(max_memory=args.max_memory, workers=args.workers, progress=report)
-    bad = found.not_finite
+    bad = list(found.not_finite)
+    emit(args, lambda: _text(found, bad, args), lambda: found.outline() | {"not_finite": bad})
+    return CHECK_FAILED if args.check and bad else 0
+
+
+def _text(found: CheckpointStats, bad: list[str], args: argparse.Namespace) -> str:
+    """What the arguments ask for; `bad` are the keys of tensors that hold NaN or infinity."""
+    from ..display.stats import MAX_ROWS
+
     if args.check:
-        text = f"{_lines(found, list(bad), args.top or MAX_ROWS)}\n" if bad else ""
+        text = f"{_lines(found, bad, args.top or MAX_ROWS)}\n" if bad else ""
         text += f"{len(bad)} of {len(found)} tensors hold NaN or infinity"
     else:
         text = str(next(iter(found.values()))) if len(found) == 1 else _table(found, args)
     if found.skipped:
         text += f"\nskipped {len(found.skipped)} tensors of no real numbers: {printable(', '.join(found.skipped[:5]))}"
-    emit(args, text, found.as_dict() | {"not_finite": list(bad)} if args.json else None)
-    return CHECK_FAILED if args.check and bad else 0
+    return text
 
 
 def _table(found: CheckpointStats, args: argparse.Namespace) -> str:

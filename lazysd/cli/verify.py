@@ -75,8 +75,12 @@ def run(args: argparse.Namespace) -> int:
         expected, casts = cast_like(in_layout(expected, to, family), dst)
         made += "".join(f", {what} ({count} tensors)" for what, count in casts.items())
         comparison = check(args.dst, expected, args, to)
-        text = describe(comparison, args.dst, f"{printable(args.against)}{made}")
-        emit(args, text, comparison.as_dict() | {"casts": casts})
+        against = f"{printable(args.against)}{made}"
+        emit(
+            args,
+            lambda: describe(comparison, args.dst, against),
+            lambda: comparison.outline() | {"casts": casts},
+        )
     return 0 if comparison.equal else CHECK_FAILED
 
 
@@ -92,7 +96,7 @@ def alone(args: argparse.Namespace) -> int:
             found = check_folder(args.dst, args.workers, report, args.max_memory)
         else:
             found = check_snapshot(args.dst, args.workers, report, args.max_memory)
-    emit(args, str(found), found.as_dict())
+    emit(args, lambda: str(found), found.as_dict)
     return 0 if found.sound else CHECK_FAILED
 
 

@@ -50,7 +50,8 @@ def compare(
     differences = [Difference(key, "missing", f"only in {names[1]}") for key in theirs if key not in ours]
     pairs: list[str] = []
     for key, node in ours.items():
-        if (unfit := _unfit(key, node, theirs.get(key), names)) is not None:
+        there = theirs[key] if key in theirs else None  # noqa: SIM401 - get() looks for near keys
+        if (unfit := _unfit(key, node, there, names)) is not None:
             differences.append(unfit)
         if unfit is None or (measure and values and unfit.kind == "dtype" and _measurable(node, theirs[key])):
             pairs.append(key)
@@ -62,7 +63,7 @@ def compare(
     result.compared_nbytes = sum(ours[key].nbytes for key in pairs)
     cast: dict[str, bool] = {}  # of pairs that differ in dtype alone, whether the tolerance makes them equal
     for key in pairs:
-        seen = found.get(key) or _Seen(None)
+        seen = found.pop(key, None) or _Seen(None)
         if seen.sums is not None:
             result.magnitudes[key] = seen.sums.result()
         if ours[key].code == theirs[key].code:

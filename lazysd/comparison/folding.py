@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from sys import intern
 from typing import NamedTuple
 
 from ..display import page
@@ -36,7 +37,7 @@ def by_layer(magnitudes: Mapping[str, Magnitude], sort: str = "relative") -> lis
     """Rows of the tensors that changed. A row holds its unchanged members as well, for it is its whole that moved."""
     if sort not in SORTS:
         raise ValueError(f"sort is one of {', '.join(SORTS)}, not {sort!r}")
-    groups: dict[tuple[str, ...], list[tuple[str, list[int]]]] = {}
+    groups: dict[tuple[str | None, ...], list[tuple[str, list[int]]]] = {}
     for key in magnitudes:
         frame, numbers = _frame(key)
         groups.setdefault(frame, []).append((key, numbers))
@@ -62,25 +63,26 @@ def _rank(row: Moved, sort: str) -> tuple[float, str]:
     return rank, row.name
 
 
-def _frame(key: str) -> tuple[tuple[str, ...], list[int]]:
+def _frame(key: str) -> tuple[tuple[str | None, ...], list[int]]:
     """A key with its numbers after the first one taken out: layer 2's experts are one row, layer 3's another."""
-    words, numbers, seen = [], [], False
+    words: list[str | None] = []
+    numbers, seen = [], False
     for word in key.split("."):
         plain = word.isascii() and word.isdigit() and len(word) < 10 and str(int(word)) == word
         if plain and seen:
-            words.append("\0")
+            words.append(None)
             numbers.append(int(word))
         else:
-            words.append(word)
+            words.append(intern(word))  # keys share most of them
         seen = seen or plain
     return tuple(words), numbers
 
 
-def _name(frame: tuple[str, ...], places: Iterable[tuple[int, ...]]) -> str:
+def _name(frame: tuple[str | None, ...], places: Iterable[tuple[int, ...]]) -> str:
     numbers = iter(places)
     shown = []
     for word in frame:
-        if word != "\0":
+        if word is not None:
             shown.append(printable(word))
             continue
         members = set(next(numbers))

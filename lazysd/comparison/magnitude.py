@@ -54,6 +54,8 @@ def _json(value: Any) -> Any:
 
 def joined(parts: list[Magnitude]) -> Magnitude:
     """Several tensors taken as one."""
+    if len(parts) == 1:
+        return parts[0]
 
     def root(name: str) -> float:
         return sqrt(fsum(getattr(part, name) ** 2 for part in parts))

@@ -26,6 +26,10 @@ class Difference(NamedTuple):
     position: tuple[int, ...] | None = None  # of the first differing element
     num_different: int = 0  # elements with other bits; other kinds leave it 0
 
+    def as_dict(self) -> dict[str, Any]:
+        """For programs."""
+        return self._asdict() | {"position": list(self.position) if self.position is not None else None}
+
 
 @dataclass(repr=False)
 class Comparison:
@@ -54,17 +58,22 @@ class Comparison:
 
     def as_dict(self) -> dict[str, Any]:
         """For programs."""
-        rows = [
-            d._asdict() | {"position": list(d.position) if d.position is not None else None} for d in self.differences
-        ]
+        found = self.outline()
+        return found | {
+            "differences": [make() for make in found["differences"]],
+            "magnitudes": {key: make() for key, make in found["magnitudes"].items()},
+        }
+
+    def outline(self) -> dict[str, Any]:
+        """`as_dict()`, with a function in place of each difference and magnitude, which returns what it says."""
         return {
             "equal": self.equal,
             "values_compared": self.values,
             "not_compared": self.unknown,
             "equal_tensors": self.num_equal,
             "compared_nbytes": self.compared_nbytes,
-            "differences": rows,
-            "magnitudes": {key: found.as_dict() for key, found in self.magnitudes.items() if found.num_changed},
+            "differences": [one.as_dict for one in self.differences],
+            "magnitudes": {key: found.as_dict for key, found in self.magnitudes.items() if found.num_changed},
         }
 
     def headline(self) -> str:
