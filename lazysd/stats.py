@@ -25,7 +25,7 @@ from .graph.node import Node
 from .reduction import Tile, stream
 
 MOST_LINES = 60  # of a table: of more tensors, those that are alike but for numbers in their keys are one line
-STATS_NBYTES = 2500  # of memory that the Stats of one tensor take
+STATS_NBYTES = 2900  # of memory that the Stats of one tensor take
 
 
 @dataclass(frozen=True, repr=False)

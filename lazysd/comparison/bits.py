@@ -97,7 +97,7 @@ def _measurable(*nodes: Node) -> bool:
     return all(node.code in NUMBERS for node in nodes)
 
 
-_SEEN_NBYTES = 1500  # of memory that is known of one pair
+_SEEN_NBYTES = 1700  # of memory that is known of one pair
 
 
 class _Place(NamedTuple):
