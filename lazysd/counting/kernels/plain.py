@@ -74,7 +74,8 @@ def _chunks(held: Array, size: int) -> Iterator[Array]:
 def _upper(wide: Array) -> Array:
     most = float(np.finfo(np.float32).max)
     is_beyond = np.isfinite(wide) & (np.abs(wide) > most)
-    near: Array = np.where(is_beyond, np.copysign(most, wide), wide).astype(np.float32)
+    with np.errstate(invalid="ignore"):  # a NaN that signals
+        near: Array = np.where(is_beyond, np.copysign(most, wide), wide).astype(np.float32)
     return near.view(np.uint32) >> np.uint32(16)
 
 
