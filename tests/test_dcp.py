@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import enum
 import io
 import os
 import pickle
@@ -297,13 +298,38 @@ def test_a_hostile_metadata_pickle_is_refused_and_does_not_run(folder: Path, tmp
     assert (done.returncode, len(done.stderr.splitlines())) == (3, 1)
 
 
-@pytest.mark.parametrize("name", ["builtins eval", "builtins getattr", "torch load", "torch.storage _load_from_bytes"])
+@pytest.mark.parametrize("name", ["builtins eval", "builtins setattr", "torch load", "torch.storage _load_from_bytes"])
 def test_no_other_name_is_looked_up(folder: Path, name: str) -> None:
     module, attribute = name.split()
     code = b"\x80\x04\x8c" + bytes([len(module)]) + module.encode()
     code += b"\x8c" + bytes([len(attribute)]) + attribute.encode() + b"\x93."
     (folder / ".metadata").write_bytes(code)
     with pytest.raises(UnsupportedCheckpointError, match=rf"asks for '{module}\.{attribute}'"):
+        lazysd.open(folder)
+
+
+class ByName(pickle.Pickler):
+    """Writes members of enumerations as Python 3.11.0 to 3.11.3 does."""
+
+    def reducer_override(self, obj: Any) -> Any:
+        return (getattr, (type(obj), obj.name)) if isinstance(obj, enum.Enum) else NotImplemented
+
+
+def test_enumerations_may_be_written_by_name(folder: Path) -> None:
+    before = {key: node.reads() for key, node in lazysd.open(folder).items()}
+    meta, made = pickle.loads((folder / ".metadata").read_bytes()), io.BytesIO()
+    ByName(made).dump(meta)
+    assert b"getattr" in made.getvalue()
+    (folder / ".metadata").write_bytes(made.getvalue())
+    assert {key: node.reads() for key, node in lazysd.open(folder).items()} == before
+
+
+@pytest.mark.parametrize("then", [b".", b"\x8c\x04echo\x85R."])
+def test_getattr_looks_nothing_up(folder: Path, then: bytes) -> None:
+    """Neither what it gives nor a call of that is anything but a record."""
+    names = b"\x80\x04\x8c\x08builtins\x8c\x07getattr\x93\x8c\x05torch\x8c\x04Size\x93"
+    (folder / ".metadata").write_bytes(names + b"\x8c\x09__class__\x86R" + then)
+    with pytest.raises((FormatError, UnsupportedCheckpointError), match=r"dcp\.save"):
         lazysd.open(folder)
 
 

@@ -60,7 +60,13 @@ _RECORDS = {
     for module, *names in (("torch.serialization", "_get_layout"), *((m, "Path", "PosixPath") for m in _PATHLIB))
     for name in names
 }
-_NAMES = _RECORDS | {("torch", "Size"): tuple, ("collections", "OrderedDict"): OrderedDict}
+_NAMES = _RECORDS | {
+    ("torch", "Size"): tuple,
+    ("collections", "OrderedDict"): OrderedDict,
+    # Python 3.11.0 to 3.11.3 writes a member of an enumeration so; a record is made of it, and no attribute looked up.
+    ("builtins", "getattr"): record("getattr"),
+    ("__builtin__", "getattr"): record("getattr"),  # protocols below 3
+}
 
 
 class Dcp:
