@@ -51,15 +51,20 @@ def say_interrupted(error: BaseException | None, what: str = _AGAIN) -> int:
     return code()
 
 
+def _flush() -> None:
+    for stream in (sys.stdout, sys.stderr):
+        with suppress(OSError, ValueError, AttributeError):
+            stream.flush()
+
+
 def leave(exit_code: int) -> None:
     """End the process: buffers flushed, exit handlers run, threads and modules not waited for."""
     import atexit
 
-    for stream in (sys.stdout, sys.stderr):
-        with suppress(OSError, ValueError, AttributeError):
-            stream.flush()
+    _flush()
     with suppress(BaseException):
         atexit._run_exitfuncs()
+    _flush()  # what exit handlers have printed
     os._exit(say_interrupted(None, "the command had ended") if _asked else exit_code)
 
 
