@@ -45,8 +45,8 @@ def and_fused(form: Form, short: bool = True) -> tuple[Form, ...]:
     That is `w13_weight_scale` and `w13_input_scale` beside `w13_weight`, as vLLM has it, and beside `gate_up_proj`
     `gate_up_proj_scale`, or, where not `short`, `gate_up_proj_weight_scale` (the other is read too).
 
-    Source: transformers 5.23, integrations/finegrained_fp8.py (`gate_up_proj_scale_inv`); headers of NVFP4 experts of
-    Llama 4, gpt-oss and Step 3.7, and TensorRT-LLM 1.0, which reads them (`gate_up_proj_weight_scale_2`).
+    Source: transformers 5.23, integrations/finegrained_fp8.py (`gate_up_proj_scale_inv`); TensorRT-LLM 1.0, which
+    reads `gate_up_proj_weight_scale_2` of NVFP4 experts of Llama 4 and gpt-oss.
     """
 
     def below(end: str) -> str:

@@ -3,8 +3,8 @@
 ModelOpt packs along the axis of a product, which is the one before the last where a model keeps `gate_up_proj` as
 (experts, hidden, 2 * intermediate): Llama 4, gpt-oss. So it does for us where a layout transposes: no code changes.
 
-Source: headers of nvidia/Llama-4-Scout-17B-16E-Instruct-FP4; TensorRT-LLM 1.0, _torch/modules/fused_moe/quantization.py
-(FUSED_GATE_UP_PROJ), which transposes both.
+Source: TensorRT-LLM 1.0, _torch/modules/fused_moe/quantization.py (FUSED_GATE_UP_PROJ), which transposes both, and a
+fork of transformers that writes out the shapes of nvidia/Llama-4-Scout-17B-16E-Instruct-FP4. No header was at hand.
 """
 
 from __future__ import annotations
