@@ -18,7 +18,8 @@ def lacking(folder: Folder, index: str, weight_map: Mapping[str, str], missing: 
     """What an index names and the folder lacks; None where nothing is missing."""
     if not missing:
         return None
-    homes = {key: shard for key, shard in weight_map.items() if shard in missing}
+    gone = set(missing)
+    homes = {key: shard for key, shard in weight_map.items() if shard in gone}
     num_shards = len(set(weight_map.values()))
     begun = folder.store.unfinished()
     return Absent(f"{folder.store.path}/{index}", tuple(missing), len(missing), num_shards, homes, begun=begun)

@@ -33,15 +33,20 @@ def absent_of(folder: Folder, shards: ShardSet, found: Mapping[File, Found]) -> 
         return shards.absent
     absent = shards.absent or Absent(folder.path, (), 0, len(shards.names), {}, begun=folder.store.unfinished())
     homes = None if absent.homes is None else dict(absent.homes)
+    weight_map = shards.weight_map or {}
+    unknown = {file.name: list[str]() for file, error in errors.items() if not isinstance(error.found, Header)}
+    for key, name in weight_map.items() if unknown else ():
+        if name in unknown:
+            unknown[name].append(key)
     for file, error in errors.items():
         if isinstance(error.found, Header):
             is_there = _is_there(error.found, file)
             beyond = [key for key, here in zip(error.found.keys, is_there, strict=True) if not here]
         else:
-            beyond = [key for key, name in (shards.weight_map or {}).items() if name == file.name]
+            beyond = unknown[file.name]
             homes = homes if shards.weight_map is not None else None  # nobody knows what it holds
         if homes is not None:
-            homes |= {key: file.name for key in beyond if (shards.weight_map or {}).get(key, file.name) == file.name}
+            homes |= {key: file.name for key in beyond if weight_map.get(key, file.name) == file.name}
     cut = tuple(file.name for file in errors)
     return replace(
         absent,
