@@ -10,13 +10,13 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
-from math import fsum, isfinite, nan, sqrt
+from math import isfinite, nan
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from .arguments import checked
-from .counting.tally import Tally
+from .counting.tally import Tally, moments
 from .counting.values import NUMBERS
 from .display.stats import html_of, html_of_one, text_of, text_of_all, text_of_rows
 from .display.text import fold_keys
@@ -181,19 +181,15 @@ def _joined(parts: list[Stats]) -> Stats:
         return parts[0]
     finite = [(one.num_elements - one.num_nan - one.num_inf, one) for one in parts]
     finite = [(count, one) for count, one in finite if count]
-    total = sum(count for count, _ in finite)
-    mean, spread = nan, nan
-    if total:
-        mean = fsum(count * one.mean for count, one in finite) / total
-        inside = fsum((count - 1) * one.std**2 for count, one in finite if count > 1)
-        spread = inside + fsum(count * (one.mean - mean) ** 2 for count, one in finite)
+    rows = [(count, one.mean, (count - 1) * one.std * one.std if count > 1 else 0.0) for count, one in finite]
+    mean, std = moments(np.array(rows).reshape(-1, 3))
     low, high = min((one.min for _, one in finite), default=nan), max((one.max for _, one in finite), default=nan)
     return replace(
         parts[0],
         min=low,
         max=high,
         mean=mean,
-        std=sqrt(spread / (total - 1)) if total > 1 else nan,
+        std=std,
         absmax=max(abs(low), abs(high)),
         **{
             name: sum(getattr(one, name) for one in parts)

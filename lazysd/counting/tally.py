@@ -102,7 +102,7 @@ class Tally:
             odd = np.array([self._counts[order.zeros].sum(), self.num_elements - counts.sum() - infinite, infinite])
         else:
             low, high = self._bounds if len(seen) else (nan, nan)
-            mean, std = _moments(np.concatenate(self._rows) if self._rows else np.empty((0, 3)))
+            mean, std = moments(np.concatenate(self._rows) if self._rows else np.empty((0, 3)))
             seen, odd = np.clip(seen, low, high), self._odd
         return {
             "min": low,
@@ -143,7 +143,7 @@ def _ratio(above: int, below: int, exponent: int) -> float:
     return (above << max(exponent, 0)) / (below << max(-exponent, 0))
 
 
-def _moments(rows: Array) -> tuple[float, float]:
+def moments(rows: Array) -> tuple[float, float]:
     """Mean and standard deviation of rows of (count, mean, squares around it); the same bits in any order of rows."""
     total = int(rows[:, 0].sum())
     if not total:
