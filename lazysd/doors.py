@@ -19,3 +19,8 @@ def modules_of(room: str, path: Iterable[str] | None = None) -> Iterator[ModuleT
 def members_of(room: str, name: str) -> list[Any]:
     """What the files and folders of a package define under `name`."""
     return [getattr(module, name) for module in modules_of(room) if hasattr(module, name)]
+
+
+def ranked(room: str, name: str) -> tuple[Any, ...]:
+    """The same in the order of their ranks: the preferred ones first."""
+    return tuple(sorted(members_of(room, name), key=lambda member: member.rank))

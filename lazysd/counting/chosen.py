@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from functools import cache
 
-from ..doors import members_of
+from ..doors import ranked
 from . import kernels
 from .kernels.base import Kernel
 
@@ -12,8 +12,7 @@ from .kernels.base import Kernel
 @cache
 def members() -> tuple[Kernel, ...]:
     """Every `KERNEL` that a file of `counting/kernels` defines, the preferred ones first."""
-    found: list[Kernel] = members_of(kernels.__name__, "KERNEL")
-    return tuple(sorted(found, key=lambda kernel: kernel.rank))
+    return ranked(kernels.__name__, "KERNEL")
 
 
 def kernel() -> Kernel:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from functools import cache
 
-from ..doors import members_of
+from ..doors import ranked
 from ..errors import FormatError, MissingShardError, UnsupportedCheckpointError
 from ..facts import Absent, begun_downloads
 from ..stores.strict_json import listing
@@ -16,8 +16,7 @@ _STEP = "convert it to safetensors with a tool you trust first"
 @cache
 def members() -> tuple[Container, ...]:
     """Every `CONTAINER` that a file or folder of this room defines."""
-    containers: list[Container] = members_of(__package__, "CONTAINER")
-    return tuple(sorted(containers, key=lambda container: container.rank))
+    return ranked(__package__, "CONTAINER")
 
 
 def lacks(folder: Folder) -> Absent | None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from functools import cache
 
-from ..doors import members_of
+from ..doors import ranked
 from ..graph.boxes import Dims
 from . import kernels
 from .kernels.base import Kernel, Strided
@@ -13,8 +13,7 @@ from .kernels.base import Kernel, Strided
 @cache
 def members() -> tuple[Kernel, ...]:
     """Every `KERNEL` that a file of `move/kernels` defines, the preferred ones first."""
-    found: list[Kernel] = members_of(kernels.__name__, "KERNEL")
-    return tuple(sorted(found, key=lambda kernel: kernel.rank))
+    return ranked(kernels.__name__, "KERNEL")
 
 
 def chosen() -> Kernel:

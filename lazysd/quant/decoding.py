@@ -5,7 +5,7 @@ from __future__ import annotations
 from functools import cache
 from typing import TYPE_CHECKING
 
-from ..doors import members_of
+from ..doors import ranked
 from . import kernels
 from .kernels.base import Kernel, Request
 
@@ -16,8 +16,7 @@ if TYPE_CHECKING:
 @cache
 def members() -> tuple[Kernel, ...]:
     """Every `KERNEL` that a file of `quant/kernels` defines, the preferred ones first."""
-    found: list[Kernel] = members_of(kernels.__name__, "KERNEL")
-    return tuple(sorted(found, key=lambda kernel: kernel.rank))
+    return ranked(kernels.__name__, "KERNEL")
 
 
 def decode(target: torch.Tensor, wanted: Request) -> None:

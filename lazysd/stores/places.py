@@ -5,7 +5,7 @@ from __future__ import annotations
 from functools import cache
 from typing import Any
 
-from ..doors import members_of
+from ..doors import ranked
 from ..errors import MissingShardError
 from .base import Opens, Options, Place
 
@@ -13,8 +13,7 @@ from .base import Opens, Options, Place
 @cache
 def members() -> tuple[Opens, ...]:
     """Every `STORE` that a file of this folder defines, in the order of their ranks."""
-    stores: list[Opens] = members_of(__package__, "STORE")
-    return tuple(sorted(stores, key=lambda store: store.rank))
+    return ranked(__package__, "STORE")
 
 
 def place_of(path: Any, options: Options) -> Place:
