@@ -212,6 +212,20 @@ static const char *refusal(Axis *axes, int count, int itemsize, Py_buffer *to, P
     return shared ? shared < 0 ? "no memory to check the target's strides" : "several elements share one place" : NULL;
 }
 
+/* The axes of a copy: 1 where elements are to be moved, 0 where there are none, -1 on an error, which is then set. */
+static int parse_work(PyObject *dims, PyObject *to_strides, PyObject *from_strides, int itemsize, int edge, Axis *axes,
+                      Py_ssize_t *count)
+{
+    if ((itemsize != 1 && itemsize != 2 && itemsize != 4 && itemsize != 8) || edge < 1 || edge > MAX_TILE) {
+        PyErr_SetString(PyExc_ValueError, "elements have 1, 2, 4 or 8 bytes, tiles edges of 1 to 64 elements");
+        return -1;
+    }
+    if (!parse_axes(dims, to_strides, from_strides, itemsize, axes, count)) return -1;
+    for (Py_ssize_t k = 0; k < *count; k++)
+        if (axes[k].size == 0) return 0;
+    return 1;
+}
+
 static PyObject *copy_strided(PyObject *module, PyObject *args)
 {
     PyObject *to_memory, *from_memory, *dims, *to_strides, *from_strides;
@@ -221,13 +235,9 @@ static PyObject *copy_strided(PyObject *module, PyObject *args)
     if (!PyArg_ParseTuple(args, "OiOnOOnOi", &dims, &itemsize, &to_memory, &to_start, &to_strides, &from_memory,
                           &from_start, &from_strides, &edge))
         return NULL;
-    if ((itemsize != 1 && itemsize != 2 && itemsize != 4 && itemsize != 8) || edge < 1 || edge > MAX_TILE) {
-        PyErr_SetString(PyExc_ValueError, "elements have 1, 2, 4 or 8 bytes, tiles edges of 1 to 64 elements");
-        return NULL;
-    }
-    if (!parse_axes(dims, to_strides, from_strides, itemsize, axes, &count)) return NULL;
-    for (Py_ssize_t k = 0; k < count; k++)
-        if (axes[k].size == 0) Py_RETURN_NONE;
+    int work = parse_work(dims, to_strides, from_strides, itemsize, edge, axes, &count);
+    if (work < 0) return NULL;
+    if (work == 0) Py_RETURN_NONE;
     Py_buffer to, from;
     if (PyObject_GetBuffer(to_memory, &to, PyBUF_WRITABLE) < 0) return NULL;
     if (PyObject_GetBuffer(from_memory, &from, PyBUF_SIMPLE) < 0) {
@@ -349,13 +359,9 @@ static PyObject *gather(PyObject *module, PyObject *args)
                           &layout.nbytes, &layout.row, &layout.gap, &from_strides, &buffer_memory, &dims, &itemsize,
                           &to_memory, &to_start, &to_strides, &to_pitch, &edge))
         return NULL;
-    if ((itemsize != 1 && itemsize != 2 && itemsize != 4 && itemsize != 8) || edge < 1 || edge > MAX_TILE) {
-        PyErr_SetString(PyExc_ValueError, "elements have 1, 2, 4 or 8 bytes, tiles edges of 1 to 64 elements");
-        return NULL;
-    }
-    if (!parse_axes(dims, to_strides, from_strides, itemsize, axes, &count)) return NULL;
-    for (Py_ssize_t k = 0; k < count; k++)
-        if (axes[k].size == 0) Py_RETURN_NONE;
+    int work = parse_work(dims, to_strides, from_strides, itemsize, edge, axes, &count);
+    if (work < 0) return NULL;
+    if (work == 0) Py_RETURN_NONE;
     Py_ssize_t *starts = parse_starts(starts_tuple, &num_starts);
     if (starts == NULL) return NULL;
     Py_buffer to, from;
