@@ -7,6 +7,7 @@ import itertools
 import json
 import os
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -408,19 +409,25 @@ def test_success_means_that_every_shard_is_there(
     assert not (tmp_path / "out").exists()
 
 
+def meet_without_locks(monkeypatch: pytest.MonkeyPatch, second: Callable[[], object]) -> None:
+    """Have a second run come in, without locks, before the next run's first shard is finished."""
+    monkeypatch.setattr(claim, "fcntl", None)
+    finish = OutputFolder.finish_shard
+
+    def meet(self: OutputFolder, *args: Any) -> None:
+        monkeypatch.setattr(OutputFolder, "finish_shard", finish)
+        second()
+        finish(self, *args)
+
+    monkeypatch.setattr(OutputFolder, "finish_shard", meet)
+
+
 def test_locks_that_do_not_lock_are_noticed(
     source: lazysd.Checkpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """On some network file systems everybody gets the lock: the first run finds out that a second one took over."""
-    monkeypatch.setattr(claim, "fcntl", None)
-    finish, other = OutputFolder.finish_shard, lazysd.open(tmp_path / "src").convert("hf-fused")
-
-    def meet(self: OutputFolder, *args: Any) -> None:
-        monkeypatch.setattr(OutputFolder, "finish_shard", finish)
-        save(other, tmp_path / "out")
-        finish(self, *args)
-
-    monkeypatch.setattr(OutputFolder, "finish_shard", meet)
+    other = lazysd.open(tmp_path / "src").convert("hf-fused")
+    meet_without_locks(monkeypatch, lambda: save(other, tmp_path / "out"))
     with pytest.raises(WriteError):
         save(source, tmp_path / "out")
     assert lazysd.open(tmp_path / "out").layout == "hf-fused"
@@ -431,15 +438,8 @@ def test_a_run_that_another_one_has_taken_over_stops(
     source: lazysd.Checkpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Without locks, the second run is still at work when the first one notices, and loses nothing by it."""
-    monkeypatch.setattr(claim, "fcntl", None)
-    finish, other = OutputFolder.finish_shard, lazysd.open(tmp_path / "src").convert("hf-fused")
-
-    def meet(self: OutputFolder, *args: Any) -> None:
-        monkeypatch.setattr(OutputFolder, "finish_shard", finish)
-        interrupted(other, tmp_path / "out", monkeypatch)
-        finish(self, *args)
-
-    monkeypatch.setattr(OutputFolder, "finish_shard", meet)
+    other = lazysd.open(tmp_path / "src").convert("hf-fused")
+    meet_without_locks(monkeypatch, lambda: interrupted(other, tmp_path / "out", monkeypatch))
     with pytest.raises(WriteError, match="another run has taken over"):
         save(source, tmp_path / "out")
     monkeypatch.setattr(OutputFolder, "open_shard", lambda *args: pytest.fail("redone"))
